@@ -1,0 +1,31 @@
+"""Mirrored memory: the same physical pages, visible at two or more virtual addresses."""
+
+from mirrormap.aliasing import copyto, is_mirror, shares_memory
+from mirrormap.arrays import empty, full, share, zeros
+from mirrormap.errors import ClosedError, MapError, MirrorError, NotMirrorableError
+from mirrormap.mapping import Mapping
+from mirrormap.mirror import mirror
+from mirrormap.pages import Pages
+from mirrormap.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MIRROR, mremap
+
+__all__ = [
+    "MREMAP_DONTUNMAP",
+    "MREMAP_FIXED",
+    "MREMAP_MAYMOVE",
+    "MREMAP_MIRROR",
+    "ClosedError",
+    "MapError",
+    "Mapping",
+    "MirrorError",
+    "NotMirrorableError",
+    "Pages",
+    "copyto",
+    "empty",
+    "full",
+    "is_mirror",
+    "mirror",
+    "mremap",
+    "share",
+    "shares_memory",
+    "zeros",
+]

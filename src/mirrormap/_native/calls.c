@@ -1,0 +1,286 @@
+/* Calls on descriptors and on ranges nobody here owns, as module functions.
+ * Each raises a plain OSError; the texts and the policy live in Python. */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+PyObject *raise_errno(int error)
+{
+    if (!PyErr_Occurred()) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return NULL;
+}
+
+static PyObject *none_or(int error)
+{
+    return error == 0 ? Py_NewRef(Py_None) : raise_errno(error);
+}
+
+static PyObject *call_memfd_create(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    unsigned flags;
+    int fd, error;
+    if (!PyArg_ParseTuple(args, "sI", &name, &flags))
+        return NULL;
+    WAITING(error, mm_sys_memfd(name, flags, &fd));
+    return error == 0 ? PyLong_FromLong(fd) : raise_errno(error);
+}
+
+static PyObject *call_open(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *path = NULL;
+    int flags, fd, error;
+    unsigned mode;
+    if (!PyArg_ParseTuple(args, "O&iI", PyUnicode_FSConverter, &path, &flags, &mode))
+        return NULL;
+    const char *name = PyBytes_AsString(path);
+    if (name == NULL) {
+        Py_DECREF(path);
+        return NULL;
+    }
+    WAITING(error, mm_sys_open(name, flags, mode, &fd));
+    Py_DECREF(path);
+    return error == 0 ? PyLong_FromLong(fd) : raise_errno(error);
+}
+
+static PyObject *call_dup(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, copy, error;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    error = mm_sys_duplicate(fd, &copy);
+    return error == 0 ? PyLong_FromLong(copy) : raise_errno(error);
+}
+
+static PyObject *call_close(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, error;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    error = mm_sys_close(fd);   /* not again after EINTR: Linux has closed it */
+    Py_END_ALLOW_THREADS
+    return none_or(error == EINTR ? 0 : error);
+}
+
+static PyObject *call_ftruncate(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, error;
+    long long nbytes;
+    if (!PyArg_ParseTuple(args, "iL", &fd, &nbytes))
+        return NULL;
+    WAITING(error, mm_sys_truncate(fd, nbytes));
+    return none_or(error);
+}
+
+static PyObject *call_fallocate(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, mode, error;
+    long long offset, nbytes;
+    if (!PyArg_ParseTuple(args, "iiLL", &fd, &mode, &offset, &nbytes))
+        return NULL;
+    WAITING(error, mm_sys_allocate(fd, mode, offset, nbytes));
+    return none_or(error);
+}
+
+static PyObject *call_add_seals(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, seals;
+    if (!PyArg_ParseTuple(args, "ii", &fd, &seals))
+        return NULL;
+    return none_or(mm_sys_seal(fd, seals));
+}
+
+static PyObject *call_get_seals(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, seals, error;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    error = mm_sys_seals(fd, &seals);
+    return error == 0 ? PyLong_FromLong(seals) : raise_errno(error);
+}
+
+static PyObject *call_fdatasync(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, error;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    WAITING(error, mm_sys_flush(fd));
+    return none_or(error);
+}
+
+/* fstat(fd) -> (nbytes, allocated, dev, inode, mode, fs_magic, fs_block, open_flags) */
+static PyObject *call_fstat(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, error;
+    struct mm_file file;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    WAITING(error, mm_sys_stat(fd, &file));
+    if (error != 0)
+        return raise_errno(error);
+    return Py_BuildValue("(LLKKIKKi)", (long long)file.nbytes, (long long)file.allocated,
+                         (unsigned long long)file.dev, (unsigned long long)file.inode, file.mode,
+                         (unsigned long long)file.fs_magic, (unsigned long long)file.fs_block,
+                         file.open_flags);
+}
+
+static PyObject *call_munmap(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long address;
+    Py_ssize_t nbytes;
+    int error;
+    if (!PyArg_ParseTuple(args, "Kn", &address, &nbytes))
+        return NULL;
+    WAITING(error, mm_sys_unmap((uintptr_t)address, (size_t)nbytes));
+    return none_or(error);
+}
+
+static PyObject *call_mremap(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long address, target, old_nbytes, new_nbytes;
+    int flags, error;
+    uintptr_t got;
+    if (!PyArg_ParseTuple(args, "KKKiK", &address, &old_nbytes, &new_nbytes, &flags, &target))
+        return NULL;
+    WAITING(error, mm_sys_remap((uintptr_t)address, (size_t)old_nbytes, (size_t)new_nbytes, flags,
+                                (uintptr_t)target, &got));
+    return error == 0 ? PyLong_FromUnsignedLongLong(got) : raise_errno(error);
+}
+
+static PyObject *call_readable(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long address;
+    int error;
+    if (!PyArg_ParseTuple(args, "K", &address))
+        return NULL;
+    WAITING(error, mm_sys_readable((uintptr_t)address));
+    return none_or(error);
+}
+
+/* vma(fd, address, next) -> (start, end, flags, page_nbytes, offset, major, minor, inode, name) */
+static PyObject *call_vma(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, next, error;
+    unsigned long long address;
+    struct mm_vma vma;
+    if (!PyArg_ParseTuple(args, "iKp", &fd, &address, &next))
+        return NULL;
+    WAITING(error, mm_sys_vma(fd, address, next != 0, &vma));
+    if (error != 0)
+        return raise_errno(error);
+    PyObject *name = PyUnicode_DecodeFSDefault(vma.name);
+    if (name == NULL)
+        return NULL;
+    return Py_BuildValue("(KKIKKIIKN)", (unsigned long long)vma.start, (unsigned long long)vma.end,
+                         vma.flags, (unsigned long long)vma.page_nbytes,
+                         (unsigned long long)vma.offset, vma.dev_major, vma.dev_minor,
+                         (unsigned long long)vma.inode, name);
+}
+
+/* scan(fd, start, end) -> (present, huge), bytes */
+static PyObject *call_scan(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int fd, error;
+    unsigned long long start, end;
+    struct mm_residency sum;
+    if (!PyArg_ParseTuple(args, "iKK", &fd, &start, &end))
+        return NULL;
+    WAITING(error, mm_sys_scan(fd, start, end, &sum));
+    if (error != 0)
+        return raise_errno(error);
+    return Py_BuildValue("(KK)", (unsigned long long)sum.present, (unsigned long long)sum.huge);
+}
+
+/* buffer_address(contiguous buffer) -> (address, nbytes, readonly); the caller
+ * holds the buffer for as long as the address is to mean anything */
+static PyObject *call_buffer_address(PyObject *module, PyObject *source)
+{
+    (void)module;
+    Py_buffer view;
+    if (PyObject_GetBuffer(source, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *result = Py_BuildValue("(KnO)", (unsigned long long)(uintptr_t)view.buf, view.len,
+                                     view.readonly ? Py_True : Py_False);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *call_set_closed_error(PyObject *module, PyObject *error)
+{
+    (void)module;
+    PyObject *old = closed_error;
+    closed_error = Py_NewRef(error);
+    Py_XDECREF(old);
+    Py_RETURN_NONE;
+}
+
+#ifdef MIRRORMAP_FAULTS
+static PyObject *call_fault_arm(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *call;
+    long nth;
+    int error;
+    if (!PyArg_ParseTuple(args, "sli", &call, &nth, &error))
+        return NULL;
+    mm_fault_arm(call, nth, error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_fault_seen(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    bool hit;
+    long seen = mm_fault_seen(&hit);
+    return Py_BuildValue("(lO)", seen, hit ? Py_True : Py_False);
+}
+#endif
+
+PyMethodDef call_methods[] = {
+    {"reserve", region_reserve, METH_VARARGS, NULL},
+    {"map", region_map, METH_VARARGS, NULL},
+    {"memfd_create", call_memfd_create, METH_VARARGS, NULL},
+    {"open", call_open, METH_VARARGS, NULL},
+    {"dup", call_dup, METH_VARARGS, NULL},
+    {"close", call_close, METH_VARARGS, NULL},
+    {"ftruncate", call_ftruncate, METH_VARARGS, NULL},
+    {"fallocate", call_fallocate, METH_VARARGS, NULL},
+    {"add_seals", call_add_seals, METH_VARARGS, NULL},
+    {"get_seals", call_get_seals, METH_VARARGS, NULL},
+    {"fdatasync", call_fdatasync, METH_VARARGS, NULL},
+    {"fstat", call_fstat, METH_VARARGS, NULL},
+    {"munmap", call_munmap, METH_VARARGS, NULL},
+    {"mremap", call_mremap, METH_VARARGS, NULL},
+    {"readable", call_readable, METH_VARARGS, NULL},
+    {"vma", call_vma, METH_VARARGS, NULL},
+    {"scan", call_scan, METH_VARARGS, NULL},
+    {"buffer_address", call_buffer_address, METH_O, NULL},
+    {"set_closed_error", call_set_closed_error, METH_O, NULL},
+#ifdef MIRRORMAP_FAULTS
+    {"fault_arm", call_fault_arm, METH_VARARGS, NULL},
+    {"fault_seen", call_fault_seen, METH_NOARGS, NULL},
+#endif
+    {NULL, NULL, 0, NULL},
+};

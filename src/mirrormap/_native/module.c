@@ -1,0 +1,50 @@
+/* The extension: a table of calls and three types. */
+#include "core.h"
+
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **keep)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL)
+        return -1;
+    if (keep != NULL)
+        *keep = (PyTypeObject *)Py_NewRef(type);
+    int result = PyModule_AddObjectRef(module, name, type);
+    Py_DECREF(type);
+    return result;
+}
+
+static int exec_core(PyObject *module)
+{
+    if (region_type != NULL) {
+        PyErr_SetString(PyExc_ImportError, "mirrormap can be loaded once a process: "
+                                           "it supports no sub-interpreters");
+        return -1;
+    }
+    closed_error = Py_NewRef(PyExc_ValueError);
+    if (add_type(module, "Region", &region_spec, &region_type) < 0
+        || add_type(module, "Span", &span_spec, &span_type) < 0
+        || add_type(module, "Exporter", &exporter_spec, NULL) < 0)
+        return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, exec_core},
+    {0, NULL},
+};
+
+static struct PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "mirrormap._core",
+    .m_doc = "System calls on mapped memory, and the types that own ranges of it.",
+    .m_size = 0,
+    .m_methods = call_methods,
+    .m_slots = core_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void); /* the headers leave the prototype out */
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_module);
+}

@@ -1,0 +1,88 @@
+/* Every kernel call the package makes, and nothing else.
+ *
+ * Shared preconditions: addresses and lengths are multiples of the page size of
+ * the memory they name, lengths are not zero, and no range wraps round.
+ * Each function returns 0 or an errno value and leaves the global errno alone
+ * for the caller; results come back through the last pointer and are written
+ * only on success. None of them knows of Python, so none may be called with
+ * the expectation that it holds or drops the interpreter's lock. */
+#ifndef MIRRORMAP_SYS_H
+#define MIRRORMAP_SYS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* One entry of the address space, as PROCMAP_QUERY tells it. */
+struct mm_vma {
+    uint64_t start, end;       /* bytes, half open */
+    uint64_t page_nbytes;      /* the kernel page size behind it: hugetlb shows here */
+    uint64_t offset;           /* of `start` inside the object */
+    uint64_t inode;
+    uint32_t dev_major, dev_minor;
+    uint32_t flags;            /* MM_VMA_* */
+    char name[256];            /* cut short, always terminated */
+};
+enum { MM_VMA_READ = 1, MM_VMA_WRITE = 2, MM_VMA_EXEC = 4, MM_VMA_SHARED = 8 };
+
+/* What fstat and fstatfs say of a descriptor. */
+struct mm_file {
+    int64_t nbytes;            /* logical length */
+    int64_t allocated;         /* bytes the kernel really holds */
+    uint64_t dev, inode;
+    uint32_t mode;             /* st_mode */
+    uint64_t fs_magic;         /* HUGETLBFS_MAGIC, TMPFS_MAGIC, ... */
+    uint64_t fs_block;         /* a hugetlbfs's page size */
+    int open_flags;            /* O_RDONLY, O_RDWR, ... as opened */
+};
+
+/* Sums over the page table of a range, as PAGEMAP_SCAN tells them. */
+struct mm_residency {
+    uint64_t present;          /* bytes with a page-table entry */
+    uint64_t huge;             /* bytes of those mapped by a huge entry */
+};
+
+/* mmap(2). MAP_FIXED only over ranges the caller owns. */
+int mm_sys_map(uintptr_t address, size_t nbytes, int protection, int flags, int fd,
+               int64_t offset, uintptr_t *result);
+int mm_sys_unmap(uintptr_t address, size_t nbytes);
+/* mremap(2), all five arguments; `target` counts only with MREMAP_FIXED. */
+int mm_sys_remap(uintptr_t address, size_t old_nbytes, size_t new_nbytes, int flags,
+                 uintptr_t target, uintptr_t *result);
+int mm_sys_protect(uintptr_t address, size_t nbytes, int protection);
+int mm_sys_advise(uintptr_t address, size_t nbytes, int advice);
+int mm_sys_sync(uintptr_t address, size_t nbytes, int flags);
+/* Can one aligned word be read here? 0, or EFAULT where a load would fault: also
+ * on memory that get_user_pages refuses, and without raising SIGBUS. */
+int mm_sys_readable(uintptr_t address);
+/* Make page-table entries by loads (write == false) or by atomic no-op stores,
+ * for kernels without MADV_POPULATE_*. EFAULT instead of SIGBUS. */
+int mm_sys_touch(uintptr_t address, size_t nbytes, size_t page_nbytes, bool write);
+
+int mm_sys_memfd(const char *name, unsigned flags, int *fd);
+int mm_sys_open(const char *path, int flags, unsigned mode, int *fd);
+int mm_sys_duplicate(int fd, int *copy);                 /* close-on-exec */
+int mm_sys_close(int fd);
+int mm_sys_truncate(int fd, int64_t nbytes);
+int mm_sys_allocate(int fd, int mode, int64_t offset, int64_t nbytes);
+int mm_sys_seal(int fd, int seals);
+int mm_sys_seals(int fd, int *seals);
+int mm_sys_flush(int fd);
+int mm_sys_stat(int fd, struct mm_file *result);
+
+/* PROCMAP_QUERY on an open /proc/PID/maps: the entry covering `address`, or with
+ * `next` the first one behind it. ENOENT: none. ENOTTY: kernel before 6.11. */
+int mm_sys_vma(int fd, uint64_t address, bool next, struct mm_vma *result);
+/* PAGEMAP_SCAN on an open /proc/PID/pagemap. ENOTTY: kernel before 6.7. */
+int mm_sys_scan(int fd, uint64_t start, uint64_t end,
+                struct mm_residency *result);
+
+#ifdef MIRRORMAP_FAULTS
+/* Make the nth next call named `call` ("mmap", "*" for any) answer `error`. */
+void mm_fault_arm(const char *call, long nth, int error);
+/* How many calls came by since the last arming, and whether the fault was hit. */
+long mm_fault_seen(bool *hit);
+#endif
+
+#endif

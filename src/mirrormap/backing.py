@@ -1,0 +1,319 @@
+"""The kernel object: a private descriptor, its bytes, its page size, its seals.
+
+A Backing lives as long as any Pages or mapping refers to it; the last one to go closes the
+descriptor. Its logical size is held here and never asked of the kernel again: a mapping of
+hugetlb pages can lengthen the object unseen, and a sealed memfd cannot be shortened at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from mirrormap import kernel, procmaps
+from mirrormap.errors import MapError, NotMirrorableError
+from mirrormap.kernel import PAGE_NBYTES, Region, VmaInfo
+from mirrormap.units import LIMIT_NBYTES, Size, as_nbytes, format_nbytes, round_up
+
+__all__ = ["Backing", "PageKind", "page_kind"]
+
+_PREFIX: Final = "mirrormap"
+_NAME_LIMIT: Final = 249  # memfd_create(2)
+
+
+class PageKind:
+    """A validated `page_size=` argument.
+
+    Attributes:
+        nbytes: granularity of offsets and lengths, in bytes.
+        huge_nbytes: the hugetlb page size, or 0.
+        transparent: whether transparent huge pages are wanted.
+    """
+
+    __slots__ = ("huge_nbytes", "nbytes", "transparent")
+
+    def __init__(self, nbytes: int, *, huge_nbytes: int = 0, transparent: bool = False) -> None:
+        self.nbytes = nbytes
+        self.huge_nbytes = huge_nbytes
+        self.transparent = transparent
+
+
+_SMALL: Final = PageKind(PAGE_NBYTES)
+
+
+def page_kind(page_size: Size | None) -> PageKind:
+    """What a `page_size=` argument asks for.
+
+    Raises: ValueError for a size this kernel has no pages of, listing those it has.
+    """
+    if page_size is None:
+        return _SMALL
+    if page_size == "thp":
+        return PageKind(PAGE_NBYTES, transparent=True)
+    sizes = procmaps.huge_sizes()
+    if page_size == "huge":
+        nbytes = procmaps.default_huge_nbytes() or 0
+    else:
+        nbytes = as_nbytes(page_size, "page_size")
+        if nbytes == PAGE_NBYTES:
+            return _SMALL
+    if nbytes not in sizes:
+        known = ", ".join(format_nbytes(size).replace(" ", "") for size in [PAGE_NBYTES, *sizes])
+        raise ValueError(f"this kernel has no pages of page_size={page_size!r}; it has {known}, and 'thp'")
+    return PageKind(nbytes, huge_nbytes=nbytes)
+
+
+class Backing:
+    """One kernel object that holds bytes in pages. Thread-safe.
+
+    Attributes:
+        fd: private close-on-exec descriptor.
+        nbytes: logical size in bytes.
+        kind: page size and sort of the pages.
+        label: the name in /proc/self/maps.
+        in_memory: tmpfs or hugetlbfs: no disk behind it.
+        sealed: nobody can shorten it; without that, a file's end may move under a view (SIGBUS).
+        writable: whether the descriptor allows writing.
+    """
+
+    __slots__ = (
+        "__weakref__", "_dumped", "_placed", "fd", "in_memory", "kind", "label", "lock", "nbytes",
+        "sealed", "writable",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        fd: int,
+        nbytes: int,
+        kind: PageKind,
+        label: str,
+        *,
+        in_memory: bool = True,
+        sealed: bool = True,
+        writable: bool = True,
+    ) -> None:
+        self.fd = fd
+        self.nbytes = nbytes
+        self.kind = kind
+        self.label = label
+        self.in_memory = in_memory
+        self.sealed = sealed
+        self.writable = writable
+        self.lock = threading.RLock()
+        self._placed: dict[weakref.ref[Region], list[_Placed]] = {}
+        self._dumped: tuple[weakref.ref[Region], int, int] | None = None
+
+    def __del__(self, _close: Callable[[int], None] = kernel.close) -> None:
+        # half-made, or closed underneath by somebody's close_range()
+        with contextlib.suppress(AttributeError, MapError):
+            _close(self.fd)
+
+    # --- made, opened, adopted -----------------------------------------------------------
+
+    @classmethod
+    def create(cls, nbytes: int, kind: PageKind, name: str) -> Backing:
+        """A new memfd of at least `nbytes`, sealed so that nobody can shorten it."""
+        label = _PREFIX if name == _PREFIX else f"{_PREFIX}:{name}"
+        if "\0" in name or len(os.fsencode(label)) > _NAME_LIMIT:
+            room = _NAME_LIMIT - len(_PREFIX) - 1
+            raise ValueError(f"name must be at most {room} bytes long, without a NUL")
+        nbytes = _rounded(nbytes, kind)
+        fd = kernel.memfd_create(label, kernel.MFD_ALLOW_SEALING, huge_nbytes=kind.huge_nbytes)
+        try:
+            kernel.ftruncate(fd, nbytes, label)
+            kernel.add_seals(fd, kernel.F_SEAL_SHRINK, label)
+        except BaseException:
+            kernel.close(fd)
+            raise
+        return cls(fd, nbytes, kind, label)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], nbytes: int | None) -> Backing:
+        """An existing file, or with `nbytes` one that is created (0600) or grown to that size."""
+        created = False
+        try:
+            fd = kernel.open_file(path, os.O_RDWR)
+        except FileNotFoundError:
+            if nbytes is None:
+                raise
+            fd = kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            created = True
+        except OSError as error:
+            if nbytes is not None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+                raise
+            fd = kernel.open_file(path, os.O_RDONLY)
+        try:
+            backing = cls.adopt(fd)
+            if nbytes is not None:
+                backing.grow(nbytes)
+        except BaseException:
+            if created:
+                os.unlink(path)
+            raise
+        return backing
+
+    @classmethod
+    def adopt(cls, fd: int, *, nbytes: int | None = None) -> Backing:
+        """Take over a descriptor, which is closed here when it turns out to be of no use.
+
+        Args: nbytes: the logical size, where it is known better than by fstat.
+        Raises: ValueError unless it is a regular file or a memfd.
+        """
+        try:
+            info = kernel.fstat(fd)
+            if not stat.S_ISREG(info.mode):
+                raise ValueError("only regular files and memfds have pages that can be mapped")
+            seals = kernel.get_seals(fd)
+            label = procmaps.descriptor_name(fd).removeprefix("/memfd:").removesuffix(" (deleted)")
+        except BaseException:
+            kernel.close(fd)
+            raise
+        huge = info.fs_block if info.fs_magic == kernel.HUGETLBFS_MAGIC else 0
+        return cls(
+            fd,
+            info.nbytes if nbytes is None else nbytes,
+            PageKind(huge, huge_nbytes=huge) if huge else _SMALL,
+            label,
+            in_memory=info.fs_magic in (kernel.HUGETLBFS_MAGIC, kernel.TMPFS_MAGIC),
+            sealed=bool(seals & kernel.F_SEAL_SHRINK),
+            writable=info.open_flags & os.O_ACCMODE == os.O_RDWR,
+        )
+
+    @classmethod
+    def behind(cls, vma: VmaInfo, *, write: bool) -> Backing:
+        """The object a mapping shows, found without its maker's help.
+
+        A descriptor of it that this process has open (CPython's mmap keeps one), else
+        /proc/self/map_files.
+        Raises: NotMirrorableError EPERM, naming the capability that is missing.
+        """
+        for fd in procmaps.descriptors_of(vma.dev, vma.inode):
+            with contextlib.suppress(MapError, ValueError, OSError):
+                backing = cls.adopt(kernel.dup(fd))
+                if backing.writable or not write:
+                    return backing
+        try:
+            return cls.adopt(procmaps.map_file(vma, os.O_RDWR if write else os.O_RDONLY))
+        except OSError as error:
+            raise NotMirrorableError(
+                error.errno or errno.EPERM,
+                call="open(/proc/self/map_files)",
+                nbytes=vma.end - vma.start,
+                label=vma.name,
+                advice="No open descriptor of this memory was found, and reaching it without one needs "
+                "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial user namespace: keep the "
+                "descriptor open and use Pages.from_fd(), or make the memory with Pages()",
+            ) from None
+
+    # --- size and contents ---------------------------------------------------------------
+
+    @property
+    def allocated(self) -> int:
+        """Bytes the kernel really holds for the object."""
+        return kernel.fstat(self.fd).allocated
+
+    def grow(self, nbytes: int) -> None:
+        """Lengthen to at least `nbytes`; pages come into being when they are touched."""
+        with self.lock:
+            if self.sealed or self.kind.huge_nbytes:
+                nbytes = _rounded(nbytes, self.kind)
+            if nbytes <= self.nbytes:
+                return
+            # never below what another process may have grown it to
+            if kernel.fstat(self.fd).nbytes < nbytes:
+                kernel.ftruncate(self.fd, nbytes, self.label)
+            self.nbytes = nbytes
+
+    def shrink(self, nbytes: int) -> None:
+        """Shorten: files are truncated; of a sealed object the tail is given back and reads zeros.
+
+        Raises: BufferError while a mapping of this process shows bytes beyond.
+        """
+        with self.lock:
+            if self.sealed or self.kind.huge_nbytes:
+                nbytes = _rounded(nbytes, self.kind)
+            if nbytes >= self.nbytes:
+                return
+            if self.is_shown(nbytes):
+                raise BufferError(
+                    f"arrays or memoryviews still show bytes beyond {nbytes:,} of {self.label!r}; "
+                    "delete them first"
+                )
+            if self.sealed:
+                kernel.punch_hole(self.fd, nbytes, self.nbytes - nbytes, self.label)
+            else:
+                kernel.ftruncate(self.fd, nbytes, self.label)
+                self._hide_beyond(nbytes)
+            self.nbytes = nbytes
+
+    def discard(self, offset: int, nbytes: int) -> None:
+        """Give pages back to the system; the range reads zeros through every view."""
+        if nbytes:
+            kernel.punch_hole(self.fd, offset, nbytes, self.label)
+
+    # --- who shows it --------------------------------------------------------------------
+
+    def note(self, region: Region, at: int, offset: int, nbytes: int) -> None:
+        """Remember that `region` shows [offset, offset + nbytes) at its byte `at`."""
+        key = weakref.ref(region, self._forget)
+        self._placed.setdefault(key, []).append(_Placed(at, offset, nbytes))
+
+    def _forget(self, key: weakref.ref[Region]) -> None:
+        self._placed.pop(key, None)
+
+    def is_shown(self, start: int) -> bool:
+        """Does a live buffer of this process show any byte from `start` on?"""
+        return any(
+            region.shown(one.at + max(0, start - one.offset), one.at + one.nbytes)
+            for region, one in self._live()
+            if one.offset + one.nbytes > start
+        )
+
+    def _live(self) -> Iterator[tuple[Region, _Placed]]:
+        for key, placed in list(self._placed.items()):
+            region = key()
+            if region is not None and not region.closed:
+                for one in placed:
+                    yield region, one
+
+    def _hide_beyond(self, start: int) -> None:
+        """After a truncation: no new buffer may reach bytes that would be a SIGBUS."""
+        for region, one in self._live():
+            end = one.at + max(0, start - one.offset)
+            if one.offset + one.nbytes > start and region.nbytes > end:
+                region.limit(end)
+
+    def takes_dump(self, region: Region, offset: int, nbytes: int) -> bool:
+        """Should core dumps hold this range through `region`? Once is enough.
+
+        Mirrors multiply core dumps as they multiply RSS, so only a range that the first live
+        view does not cover already is left in.
+        """
+        if self._dumped is not None:
+            key, start, end = self._dumped
+            first = key()
+            if first is not None and not first.closed and start <= offset and offset + nbytes <= end:
+                return False
+            if first is not None and not first.closed and end - start >= nbytes:
+                return True
+        self._dumped = weakref.ref(region), offset, offset + nbytes
+        return True
+
+
+class _Placed(NamedTuple):
+    at: int
+    offset: int
+    nbytes: int
+
+
+def _rounded(nbytes: int, kind: PageKind) -> int:
+    rounded = round_up(nbytes, kind.nbytes)
+    if rounded > LIMIT_NBYTES:
+        raise ValueError(f"{nbytes:,} bytes are more than any object can hold")
+    return rounded

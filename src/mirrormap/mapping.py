@@ -1,0 +1,465 @@
+"""Mapping: a placed arrangement. The virtual side of memory.
+
+    reserved ──fill──▶ mapped ──close / last view──▶ closed
+                        │  ▲
+                        └──┘ resize, protect, populate
+
+A mapping shows one region at a time. When it has to move, the old region lives on for as long as
+arrays show it, and both show the same pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mirrormap import kernel, placement, procmaps
+from mirrormap.backing import Backing
+from mirrormap.errors import ClosedError, MapError
+from mirrormap.kernel import Exporter, Region
+from mirrormap.placement import Arrangement, Run
+from mirrormap.units import Size, as_nbytes, check_multiple, check_range, format_nbytes, round_up
+
+__all__ = ["Mapping", "protection_bits", "protection_name"]
+
+_PROTECTIONS: Final = {
+    "none": kernel.PROT_NONE,
+    "r": kernel.PROT_READ,
+    "rw": kernel.PROT_READ | kernel.PROT_WRITE,
+    "rx": kernel.PROT_READ | kernel.PROT_EXEC,
+}
+
+
+def protection_bits(protection: str) -> int:
+    """PROT_* bits of "none", "r", "rw" or "rx". Raises: ValueError for anything else."""
+    try:
+        return _PROTECTIONS[protection]
+    except (KeyError, TypeError):
+        raise ValueError(f"protection {protection!r} must be one of 'none', 'r', 'rw', 'rx'") from None
+
+
+def protection_name(bits: int) -> str:
+    """The name of PROT_* bits; combinations that mirrormap never makes too, such as "rwx"."""
+    return "".join(
+        letter
+        for letter, bit in (("r", kernel.PROT_READ), ("w", kernel.PROT_WRITE), ("x", kernel.PROT_EXEC))
+        if bits & bit
+    ) or "none"
+
+
+class Mapping(Exporter):
+    """A range of addresses that shows an arrangement of page runs.
+
+    Made by `Pages.map`, `arrange` and `views`, by `mirror()` and by `Mapping.mirror`. Exports a
+    writable or read-only buffer (1-D, format "B"), so `memoryview(m)`, `np.frombuffer(m)` and
+    `bytes(m)` work. Closing one view never disturbs another: the pages live until the last goes.
+
+    A context manager. Thread-safe: `resize`, `protect`, `populate`, `mirror` and `close` of one
+    mapping take turns; reading and writing the bytes is the caller's to order.
+
+    Attributes:
+        address: of the first byte; changes when `resize` has to move.
+        nbytes: bytes shown; `len(m)` too.
+    """
+
+    __slots__ = ("__weakref__", "_inherit", "_label", "_lock")
+
+    def __init__(self) -> None:
+        raise TypeError("make a Mapping with Pages.map(), Pages.arrange(), Pages.views() or mirror()")
+
+    @classmethod
+    def _of(cls, region: Region, label: str) -> Self:
+        mapping = cls.__new__(cls)
+        mapping._region = region
+        mapping._label = label
+        mapping._lock = threading.RLock()
+        mapping._inherit = "share"
+        return mapping
+
+    @classmethod
+    def _placed(
+        cls,
+        runs: list[Run],
+        *,
+        label: str,
+        window_nbytes: int = 0,
+        address: int | None = None,
+        populate: bool = False,
+    ) -> Self:
+        """The one way from runs to a Mapping, populated or not made at all."""
+        region = placement.place(runs, label=label, window_nbytes=window_nbytes, address=address)
+        return cls._settled(region, label, populate=populate)
+
+    @classmethod
+    def _settled(cls, region: Region, label: str, *, populate: bool) -> Self:
+        mapping = cls._of(region, label)
+        if populate:
+            try:
+                mapping.populate(write=mapping._arrangement.allows(kernel.PROT_WRITE))
+            except BaseException:
+                mapping.close()
+                raise
+        return mapping
+
+    @property
+    def _live(self) -> Region:
+        region = self._region
+        if region is None or region.closed:
+            raise ClosedError("this mapping is closed")
+        return region
+
+    @property
+    def _arrangement(self) -> Arrangement:
+        arrangement: Arrangement = self._live.keep
+        return arrangement
+
+    # --- what it is ----------------------------------------------------------------------
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte."""
+        return self._live.address
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes shown."""
+        return self._live.nbytes
+
+    def __len__(self) -> int:
+        return self._live.nbytes
+
+    @property
+    def protection(self) -> str:
+        """"none", "r", "rw" or "rx"; "mixed" where parts differ."""
+        bits = self._arrangement.protection
+        return "mixed" if bits is None else protection_name(bits)
+
+    @property
+    def page_size(self) -> int:
+        """Granularity of offsets, in bytes: the largest page size among the runs."""
+        return self._arrangement.page_nbytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether it shows nothing any more; in a forked child also when it was not inherited."""
+        region = self._region
+        return region is None or region.closed
+
+    @property
+    def resident(self) -> int:
+        """Bytes that have page-table entries in this view: touching them costs no fault."""
+        return procmaps.residency(self.address, self.nbytes).present
+
+    @property
+    def resident_huge(self) -> int:
+        """Bytes of `resident` under huge page-table entries, hugetlb or transparent."""
+        return procmaps.residency(self.address, self.nbytes).huge
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Mapping closed>"
+        runs = len(self._arrangement.runs)
+        return (
+            f"<Mapping {self._label!r} {format_nbytes(self.nbytes)} at {self.address:#x}, "
+            f"{self.protection!r}, {format_nbytes(self.page_size)} pages"
+            f"{f', {runs} runs' if runs > 1 else ''}>"
+        )
+
+    # --- views ---------------------------------------------------------------------------
+
+    def array(
+        self, dtype: DTypeLike = "u1", shape: int | tuple[int, ...] | None = None, offset: int = 0
+    ) -> NDArray[Any]:
+        """An ndarray over the bytes from `offset` on, C-contiguous, no copy.
+
+        Args: shape: items by dimension; None: as many whole items as fit, 1-D.
+        Returns: writable if the mapping is; it keeps its range of addresses alive, and its part
+            cannot be closed or shrunk away under it.
+        Raises: TypeError for object dtypes; ValueError if it does not fit; BufferError if the
+            protection is "none".
+        """
+        return array_over(self._live, dtype, shape, offset)
+
+    def mirror(
+        self,
+        offset: int = 0,
+        nbytes: Size | None = None,
+        *,
+        protection: str | None = None,
+        populate: bool = False,
+        address: int | None = None,
+    ) -> Mapping:
+        """Show some or all of the same pages at one more address.
+
+        Args: offset: a multiple of `page_size`. nbytes: the rest by default.
+            protection: that of each part by default. populate: make the page-table entries now,
+            ready for writing if that is allowed. address: a multiple of `page_size` where nothing
+            is mapped.
+        Returns: a Mapping of its own, which may outlive this one. A ring stays a ring.
+        Raises: ValueError for a range that does not fit; MapError EEXIST for an occupied address,
+            EACCES for more rights than the file was opened with.
+        """
+        with self._lock:
+            arrangement = self._arrangement
+            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
+            check_range(offset, count, self.nbytes, "mirror")
+            check_multiple(offset, arrangement.page_nbytes, "mirror offset")
+            check_address(address, arrangement.page_nbytes)
+            if not count:
+                raise ValueError("a mirror needs at least one byte")
+            bits = None if protection is None else protection_bits(protection)
+            runs = arrangement.part(offset, count, self.address, bits)
+            return Mapping._placed(runs, label=self._label, address=address, populate=populate)
+
+    # --- changes -------------------------------------------------------------------------
+
+    def resize(self, nbytes: Size) -> None:
+        """Grow or shrink this view; past the object's end the object grows too.
+
+        In place inside the window `reserve=` made. Otherwise the view moves, and arrays taken
+        before keep showing the same pages at the old address. Shrinking unmaps the tail of this
+        view and leaves the pages.
+        Raises: BufferError if an array shows what would go; ValueError on an arrangement of
+            several runs; MapError if memory, the pool of huge pages or address space is short.
+        """
+        with self._lock:
+            arrangement = self._arrangement
+            count = as_nbytes(nbytes, "nbytes")
+            if not _is_plain(arrangement):
+                raise ValueError("an arrangement of several runs keeps its size; arrange a new one")
+            if count < self.nbytes:
+                self._shrink(count)
+            elif count > self.nbytes:
+                self._grow(count)
+
+    def _shrink(self, nbytes: int) -> None:
+        region, arrangement = self._live, self._arrangement
+        room = round_up(nbytes, arrangement.page_nbytes)
+        taken = round_up(arrangement.nbytes, arrangement.page_nbytes)
+        if region.shown(nbytes, region.nbytes):
+            raise BufferError(
+                f"arrays or memoryviews still show bytes beyond {nbytes:,}; delete them first"
+            )
+        if room < taken:
+            if region.window > taken:
+                kernel.vacate(region, room, taken - room, self._label)
+            else:
+                kernel.trim(region, room, self._label)
+        arrangement.runs = arrangement.part(0, nbytes, 0)
+        placement.show(region, arrangement)
+
+    def _grow(self, nbytes: int) -> None:
+        region, arrangement = self._live, self._arrangement
+        if arrangement.runs[-1].backing is None:
+            self._find_backing()
+        last = arrangement.runs[-1]
+        backing = last.backing
+        assert backing is not None
+        start = arrangement.runs[0].offset
+        backing.grow(start + nbytes)
+        page = last.page_nbytes
+        room, taken = round_up(nbytes, page), round_up(arrangement.nbytes, page)
+        grown = [*arrangement.runs[:-1], last._replace(nbytes=last.nbytes + nbytes - self.nbytes)]
+        if room <= region.window:
+            if room > taken:
+                tail = last._replace(offset=start + taken, nbytes=room - taken)
+                try:
+                    placement.fill(region, taken, [tail], self._label)
+                except MapError as error:
+                    raise placement.explained(error, Arrangement([tail])) from None
+            arrangement.runs = grown
+            placement.show(region, arrangement)
+            return
+        moved = placement.place(grown, label=self._label, window_nbytes=room)
+        self._region = moved  # the old one goes with its last view
+        if self._inherit == "none":
+            self.inherit = "none"
+
+    def _find_backing(self) -> None:
+        """Turn memory known by address into pages of an object, which alone can be lengthened.
+
+        mremap would "grow" it too, into a range where every touch is a SIGBUS.
+        """
+        arrangement = self._arrangement
+        with procmaps.AddressSpace() as space:
+            vma = space.at(self.address)
+        assert vma is not None
+        backing = Backing.behind(vma, write=True)
+        offset = vma.offset + self.address - vma.start
+        runs: list[Run] = []
+        for run in arrangement.runs:
+            runs.append(run._replace(backing=backing, offset=offset, source=0))
+            backing.note(self._live, offset - runs[0].offset, offset, run.nbytes)
+            offset += run.nbytes
+        arrangement.runs = runs
+
+    def protect(self, protection: str, offset: int = 0, nbytes: Size | None = None) -> None:
+        """Change what this view allows; other views of the pages keep theirs (mprotect(2)).
+
+        Arrays taken before are not told: a store through one of them into a range that has become
+        read-only is a SIGSEGV, as after mprotect. New arrays are read-only by themselves.
+
+        Args: protection: "none", "r", "rw", "rx". offset: a multiple of `page_size`; `nbytes` too,
+            unless it reaches the end.
+        Raises: MapError EACCES: the file or the mirrored memory was opened with fewer rights.
+        """
+        with self._lock:
+            region, arrangement = self._live, self._arrangement
+            bits = protection_bits(protection)
+            page = arrangement.page_nbytes
+            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes", minimum=0)
+            check_range(offset, count, self.nbytes, "protect")
+            check_multiple(offset, page, "protect offset")
+            if offset + count != self.nbytes:
+                check_multiple(count, page, "protect nbytes")
+            if count:
+                kernel.mprotect(region, offset, round_up(count, page), bits, self._label)
+                arrangement.protect(offset, count, bits)
+                placement.show(region, arrangement)
+
+    def populate(self, write: bool = False) -> None:
+        """Make the page-table entries of the whole view now (MADV_POPULATE_READ, _WRITE).
+
+        Afterwards touching costs no fault. `write` makes sure of that for stores too: on memory it
+        comes for free; on files it dirties every page.
+        Raises: MapError naming the range, where a page cannot be had: past a file's end, or with
+            memory, pool or file system full. ValueError if the protection does not allow it.
+        """
+        with self._lock:
+            region, arrangement = self._live, self._arrangement
+            if not arrangement.allows(kernel.PROT_READ):
+                raise ValueError("protection 'none' cannot be populated; protect('r') first")
+            if write and not arrangement.allows(kernel.PROT_WRITE):
+                raise ValueError("a view that is not writable cannot be populated for writing")
+            placement.populate(region, arrangement, 0, self.nbytes, write=write)
+
+    def discard(self, offset: int = 0, nbytes: Size | None = None) -> None:
+        """Give the pages of a range back to the system (MADV_REMOVE): zeros in every view.
+
+        For memory somebody else made, which has no Pages; huge pages of others too.
+        Args: offset and nbytes: multiples of `page_size`.
+        Raises: MapError EACCES if this view may not write, EOPNOTSUPP for a file system without holes.
+        """
+        with self._lock:
+            region, arrangement = self._live, self._arrangement
+            page = arrangement.page_nbytes
+            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes", minimum=0)
+            check_range(offset, count, self.nbytes, "discard")
+            check_multiple(offset, page, "discard offset")
+            if offset + count != self.nbytes:
+                check_multiple(count, page, "discard nbytes")
+            if count:
+                kernel.madvise(region, offset, round_up(count, page), kernel.MADV_REMOVE, self._label)
+
+    def flush(self) -> None:
+        """msync(2): what was written through this view is on the disk. Nothing to do for memory."""
+        with self._lock:
+            region = self._live
+            kernel.msync(region, 0, round_up(self.nbytes, self.page_size), self._label)
+
+    @property
+    def inherit(self) -> Literal["share", "none"]:
+        """What a forked child gets: the same pages ("share"), or nothing at this address ("none").
+
+        With "none" the mapping counts as closed in the child, which never unmaps the range: by
+        then it may belong to something else there (MADV_DONTFORK).
+        """
+        return self._inherit
+
+    @inherit.setter
+    def inherit(self, value: Literal["share", "none"]) -> None:
+        if value not in ("share", "none"):
+            raise ValueError(f"inherit {value!r} must be 'share' or 'none'")
+        with self._lock:
+            region = self._live
+            kept = value == "share"
+            advice = kernel.MADV_DOFORK if kept else kernel.MADV_DONTFORK
+            kernel.madvise(region, 0, region.window, advice, self._label)
+            region.confine(not kept)
+            self._inherit = value
+
+    # --- the end -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Unmap this view; others of the same pages are not touched. Again: no effect.
+
+        Raises: BufferError while arrays or memoryviews of it live.
+        """
+        with self._lock:
+            region = self._region
+            if region is not None:
+                kernel.unmap(region, self._label)
+                self._region = None
+
+    def __enter__(self) -> Self:
+        _ = self._live
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Mapping has an address of this process; pickle its Pages and map them there")
+
+
+def _is_plain(arrangement: Arrangement) -> bool:
+    """One stretch of one object, whatever protections its parts have?"""
+    runs = [run._replace(protection=0) for run in arrangement.runs]
+    return all(after.continues(before) for before, after in zip(runs, runs[1:], strict=False))
+
+
+def check_address(address: int | None, page_nbytes: int) -> None:
+    """Raises: ValueError unless `address` is None or a positive multiple of the page size."""
+    if address is not None:
+        as_nbytes(address, "address")
+        check_multiple(address, page_nbytes, "address")
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype, unless it holds references: those mean something in one interpreter only."""
+    checked = np.dtype(dtype)
+    if checked.hasobject:
+        raise TypeError(
+            f"dtype {checked} holds Python objects: their addresses and counts cannot be shown twice"
+        )
+    return checked
+
+
+def array_over(
+    region: Region,
+    dtype: DTypeLike,
+    shape: int | tuple[int, ...] | None = None,
+    offset: int = 0,
+    *,
+    strides: tuple[int, ...] | None = None,
+    start: int = 0,
+    readonly: bool = False,
+) -> NDArray[Any]:
+    """An ndarray over a region; see Mapping.array.
+
+    Args: strides, start: for arrays that are not C-contiguous: `start` is where the item of index
+        zero lies behind `offset`.
+    """
+    kind = check_dtype(dtype)
+    check_range(offset, 0, region.nbytes, "array offset")
+    if shape is None:
+        shape = ((region.nbytes - offset) // kind.itemsize if kind.itemsize else 0,)
+    elif isinstance(shape, int):
+        shape = (shape,)
+    if any(count < 0 for count in shape):
+        raise ValueError(f"negative dimension in shape {shape}")
+    count = kind.itemsize
+    for items in shape:
+        count *= items
+    if strides is None:
+        check_range(offset, count, region.nbytes, f"array of shape {shape} and dtype {kind}")
+    else:
+        count = region.nbytes - offset
+    flat = np.frombuffer(region.span(offset, count, readonly), dtype="u1")
+    return np.ndarray(shape, kind, buffer=flat, offset=start, strides=strides)

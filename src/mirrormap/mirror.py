@@ -1,0 +1,387 @@
+"""mirror(): memory somebody else made, shown once more.
+
+The route is the kernel's own mremap(address, 0, …), one piece at a time: one call over two
+entries would show the first one's pages and protection for both. Where the kernel refuses it
+(hugetlb), the piece's object is found by a descriptor that is open anyway, or through
+/proc/self/map_files, and mapped again.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, overload
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+from numpy.typing import NDArray
+
+from mirrormap import kernel, placement, procmaps
+from mirrormap.backing import Backing
+from mirrormap.errors import MapError, NotMirrorableError
+from mirrormap.kernel import PAGE_NBYTES, Region, Span, VmaInfo
+from mirrormap.mapping import Mapping, array_over, check_address, check_dtype, protection_bits
+from mirrormap.placement import Run
+from mirrormap.procmaps import AddressSpace
+from mirrormap.units import Size, as_nbytes, check_multiple, check_range, round_down, round_up
+
+__all__ = ["foreign_runs", "mirror", "own_region", "place_foreign"]
+
+_LABEL = "mirror"
+
+# What the kernel, or an emulator standing in for it, says when it will not mirror by address.
+_TRY_DESCRIPTOR = (errno.EINVAL, errno.ENOSYS, errno.ENOMEM)
+
+
+@overload
+def mirror(
+    source: NDArray[Any],
+    offset: int = 0,
+    nbytes: Size | None = None,
+    *,
+    protection: str | None = None,
+    populate: bool = False,
+    address: int | None = None,
+) -> NDArray[Any]: ...
+@overload
+def mirror(
+    source: Any,
+    offset: int = 0,
+    nbytes: Size | None = None,
+    *,
+    protection: str | None = None,
+    populate: bool = False,
+    address: int | None = None,
+) -> Mapping: ...
+def mirror(
+    source: Any,
+    offset: int = 0,
+    nbytes: Size | None = None,
+    *,
+    protection: str | None = None,
+    populate: bool = False,
+    address: int | None = None,
+) -> Mapping | NDArray[Any]:
+    """Show the pages of existing shared memory at one more address.
+
+    Args:
+        source: a Mapping, mmap.mmap, multiprocessing SharedMemory (or its `.buf`), a ctypes array
+            over shared memory, or any contiguous buffer that starts on a page: gives a Mapping.
+            An ndarray of any shape and strides that lies in shared memory (np.memmap, our own, a
+            torch tensor's `.numpy()`): gives an ndarray of the same dtype, shape and strides.
+        offset: of the first byte, a multiple of the page size. Not for ndarrays: slice instead.
+        nbytes: the rest of the source by default.
+        protection: "none", "r", "rw", "rx"; by default that of each part of the source, and "r"
+            for a read-only array or buffer.
+        populate: make the page-table entries now, ready for writing if that is allowed.
+        address: where to put it, a page multiple with nothing mapped there. For an ndarray it is
+            the address of the first covering page.
+    Returns: a Mapping, or an ndarray, that owns its range of addresses and keeps the pages alive
+        after the source has gone. No byte is copied.
+    Raises:
+        NotMirrorableError: private memory (copy it with `share()`), a sealed mapping, a perf or
+            io_uring ring, huge pages without a second handle; the text names the way out.
+        MapError: EFAULT: not mapped, or beyond the end of the object, where touching would be a
+            SIGBUS; EEXIST: `address` is occupied; EACCES: more rights than the source's file gives.
+        ValueError: a range that does not fit, or does not start on a page.
+        TypeError: no buffer; an object dtype.
+
+    A mirror is made by mremap(2) with old_size 0; see mirror(3).
+    """
+    if isinstance(source, Mapping):
+        return source.mirror(offset, nbytes, protection=protection, populate=populate, address=address)
+    if isinstance(source, np.ndarray):
+        if offset or nbytes is not None:
+            raise ValueError("an ndarray is mirrored whole: slice it first, mirror(array[i:j])")
+        return _mirror_array(source, protection, populate, address)
+    with _buffer_of(source) as view:
+        start, length, readonly = kernel.buffer_address(view)
+        count = length - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
+        check_range(offset, count, length, "mirror")
+        if start % PAGE_NBYTES:
+            foreign_runs(start, max(1, length), None)  # memory that cannot be mirrored at all says so
+            raise ValueError(
+                f"the buffer starts {start % PAGE_NBYTES} bytes into a page: mirror it as an ndarray, "
+                "mirror(np.asarray(buffer))"
+            )
+        check_multiple(offset, PAGE_NBYTES, "mirror offset")
+        wanted = _wanted(protection, readonly)
+        mapping, shift = _cover(view.obj, start + offset, count, wanted, populate, address, exact=True)
+        assert shift == 0
+        return mapping
+
+
+def _mirror_array(
+    source: NDArray[Any], protection: str | None, populate: bool, address: int | None
+) -> NDArray[Any]:
+    check_dtype(source.dtype)
+    if source.size == 0:
+        raise ValueError("an empty array has no pages to mirror")
+    low, high = byte_bounds(source)
+    wanted = _wanted(protection, not source.flags.writeable)
+    mapping, shift = _cover(
+        source, low, high - low, wanted, populate, address, exact=False
+    )
+    region = mapping._live
+    first = source.__array_interface__["data"][0] - low
+    return array_over(
+        region,
+        source.dtype,
+        source.shape,
+        shift,
+        strides=source.strides,
+        start=first,
+        readonly=not source.flags.writeable,
+    )
+
+
+def _buffer_of(source: Any) -> memoryview:
+    """The source's bytes as a contiguous memoryview, exported until it is released."""
+    shared_memory = sys.modules.get("multiprocessing.shared_memory")
+    if shared_memory is not None and isinstance(source, shared_memory.SharedMemory):
+        source = source.buf
+        if source is None:
+            raise ValueError("this SharedMemory is closed")
+    try:
+        view = memoryview(source)
+    except TypeError:
+        raise TypeError(
+            f"cannot mirror a {type(source).__name__}: pass a Mapping, an ndarray, mmap.mmap, "
+            "SharedMemory or another buffer"
+        ) from None
+    if not view.c_contiguous:
+        view.release()
+        raise ValueError("the buffer is not contiguous: mirror it as an ndarray, np.asarray(buffer)")
+    return view
+
+
+def _wanted(protection: str | None, readonly: bool) -> int | None:
+    if protection is None:
+        return kernel.PROT_READ if readonly else None
+    return protection_bits(protection)
+
+
+def own_region(owner: Any) -> Region | None:
+    """The region of ours behind an array or buffer, if it is one of ours."""
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if isinstance(owner, Span):
+        owner = owner.region
+    return owner if isinstance(owner, Region) else None
+
+
+def _cover(
+    owner: Any,
+    start: int,
+    nbytes: int,
+    wanted: int | None,
+    populate: bool,
+    address: int | None,
+    *,
+    exact: bool,
+) -> tuple[Mapping, int]:
+    """A new mapping of the pages under [start, start + nbytes), and where `start` lies in it.
+
+    Args: exact: refuse unless that is at its first byte; the mapping is then `nbytes` long.
+    """
+    if nbytes < 1:
+        raise ValueError("a mirror needs at least one byte")
+    region = own_region(owner)
+    if region is None:
+        first, runs = foreign_runs(start, nbytes, wanted)
+        page = max(run.page_nbytes for run in runs)
+    else:
+        arrangement: placement.Arrangement = region.keep
+        page = arrangement.page_nbytes
+        inside = round_down(start - region.address, page)
+        first = region.address + inside
+        runs = arrangement.part(inside, start + nbytes - first, region.address, wanted)
+    if exact and first != start:
+        raise ValueError(
+            f"the range starts {start - first:,} bytes into a page of {page:,}: "
+            "offset must be a multiple of that"
+        )
+    check_address(address, page)
+    if region is None:
+        placed = place_foreign(runs, address=address)
+    else:
+        placed = placement.place(runs, label=_LABEL, address=address)
+    return Mapping._settled(placed, _LABEL, populate=populate), start - first
+
+
+# --- memory that is not ours -----------------------------------------------------------------
+
+
+def foreign_runs(
+    start: int, nbytes: int, wanted: int | None, *, beyond_entry: bool = False
+) -> tuple[int, list[Run]]:
+    """One run for every entry of the address space under the range, checked.
+
+    Args: beyond_entry: let the last run go on into its object where nothing is mapped behind it,
+        as mremap with old_size 0 does.
+    Returns: the address of the first byte they show, which is `start` rounded down to a page of
+        whatever size lies there, and the runs. The last ends with the range.
+    """
+    with AddressSpace() as space:
+        vma = _entry(space, start, start, nbytes)
+        first = at = round_down(start, vma.page_nbytes)
+        end = start + nbytes
+        runs: list[Run] = []
+        while at < end:
+            vma = _entry(space, at, start, nbytes)
+            behind = vma.end
+            if beyond_entry and behind < end and space.at(behind) is None:
+                behind = end
+            runs.append(_foreign_run(vma, at, min(end, behind), wanted))
+            at = behind
+    return first, runs
+
+
+def _entry(space: AddressSpace, at: int, start: int, nbytes: int) -> VmaInfo:
+    vma = space.at(at)
+    if vma is None:
+        raise MapError(
+            errno.EFAULT,
+            call="mremap",
+            nbytes=nbytes,
+            label=_LABEL,
+            advice=f"Nothing is mapped at {at:#x}, {at - start:,} bytes into the range",
+        )
+    if not vma.shared:
+        _refuse_private(vma, nbytes)
+    return vma
+
+
+def _refuse_private(vma: VmaInfo, nbytes: int) -> NoReturn:
+    if vma.name.startswith(("[stack", "[v")):
+        what = f"This is {vma.name} of the process"
+        advice = "copy what you need into pages of its own"
+    elif vma.inode:
+        what = f"{vma.name} is mapped MAP_PRIVATE (np.memmap mode 'c', mmap.ACCESS_COPY)"
+        advice = "map it MAP_SHARED (np.memmap mode 'r' or 'r+'), or copy it with mirrormap.share(array)"
+    else:
+        what = "This is ordinary private memory (malloc, np.empty, bytes)"
+        advice = "copy it once with mirrormap.share(array), or make it with mirrormap.zeros() or empty()"
+    raise NotMirrorableError(
+        errno.EINVAL,
+        call="mremap",
+        nbytes=nbytes,
+        label=vma.name,
+        advice=f"{what}; Linux mirrors only MAP_SHARED memory: {advice}",
+    )
+
+
+def _foreign_run(vma: VmaInfo, at: int, end: int, wanted: int | None) -> Run:
+    """The run of one entry from `at` to `end`, which must lie within its object."""
+    bits = vma.protection if wanted is None else wanted
+    offset = vma.offset + at - vma.start
+    if vma.page_nbytes > PAGE_NBYTES:
+        backing = Backing.behind(vma, write=bool(bits & kernel.PROT_WRITE))
+        _check_reach(vma, offset + end - at, backing.nbytes)
+        return Run(backing, offset, end - at, bits, page_nbytes=vma.page_nbytes)
+    limit = procmaps.map_file_nbytes(vma)
+    if limit is not None:
+        _check_reach(vma, offset + end - at, limit)
+    elif end <= round_up(vma.end, PAGE_NBYTES) and vma.protection & kernel.PROT_READ and not kernel.is_readable(
+        round_down(end - 1, PAGE_NBYTES)
+    ):
+        _refuse_reach(vma, end - at)
+    return Run(
+        None, 0, end - at, bits, source=at, source_protection=vma.protection, notes_writes=_is_on_disk(vma)
+    )
+
+
+def _check_reach(vma: VmaInfo, needed: int, limit: int) -> None:
+    if needed > round_up(limit, vma.page_nbytes):
+        _refuse_reach(vma, needed - limit)
+
+
+def _refuse_reach(vma: VmaInfo, nbytes: int) -> NoReturn:
+    raise MapError(
+        errno.EFAULT,
+        call="mremap",
+        nbytes=nbytes,
+        label=vma.name,
+        advice="The range reaches past the end of its object, which was truncated or mapped too long: "
+        "touching it would be a SIGBUS. Grow the object, or mirror less",
+    )
+
+
+def _is_on_disk(vma: VmaInfo) -> bool:
+    """Does a first store to each page fault even when it is populated for reading?"""
+    return not vma.name.startswith(("/memfd:", "/dev/zero", "/dev/shm/", "/SYSV", "/secretmem"))
+
+
+def place_foreign(runs: Sequence[Run], *, address: int | None = None) -> Region:
+    """Place runs found by address, by mremap or else by descriptor, and look what came of it."""
+    try:
+        region = placement.place(runs, label=_LABEL, address=address)
+    except MapError as error:
+        if error.call == "mremap" and error.errno in _TRY_DESCRIPTOR:
+            by_descriptor = _by_descriptor(runs, error)
+            return placement.place(by_descriptor, label=_LABEL, address=address)
+        if error.call == "mremap" and error.errno in (errno.EPERM, errno.EFAULT):
+            raise _refused(error) from None
+        raise
+    if not _matches(region, runs):
+        kernel.unmap(region)
+        raise MapError(
+            errno.EFAULT,
+            call="mremap",
+            nbytes=sum(run.nbytes for run in runs),
+            label=_LABEL,
+            advice="The source was unmapped or replaced by another thread during the call",
+        )
+    return region
+
+
+def _by_descriptor(runs: Sequence[Run], refusal: MapError) -> list[Run]:
+    """The same runs through descriptors, for a kernel that does not mirror by address."""
+    found: list[Run] = []
+    with AddressSpace() as space:
+        for run in runs:
+            vma = space.at(run.source) if run.backing is None else None
+            if vma is not None:
+                try:
+                    backing = Backing.behind(vma, write=bool(run.protection & kernel.PROT_WRITE))
+                except MapError:
+                    raise _refused(refusal) from None
+                run = run._replace(backing=backing, offset=vma.offset + run.source - vma.start, source=0)
+            found.append(run)
+    return found
+
+
+def _refused(error: MapError) -> MapError:
+    """Which kind of memory this errno of mremap stands for."""
+    advice = {
+        errno.EPERM: "The source is sealed against changes (mseal): map its file once more instead",
+        errno.EFAULT: "The kernel does not mirror rings of perf, io_uring or AIO, nor device memory: "
+        "copy what you need",
+        errno.EINVAL: "The kernel does not mirror this kind of memory, and no descriptor of it is open",
+        errno.ENOMEM: error.advice,
+    }.get(error.errno or 0, "No descriptor of the memory is open to map it again")
+    return NotMirrorableError(
+        error.errno or errno.EINVAL, call=error.call, nbytes=error.nbytes, label=error.label, advice=advice
+    )
+
+
+def _matches(region: Region, runs: Sequence[Run]) -> bool:
+    """Does the region show the objects that its sources show at this moment?"""
+    with AddressSpace() as space:
+        at = region.address
+        for run in runs:
+            if run.backing is None:
+                there, here = space.at(run.source), space.at(at)
+                if not space.is_current:
+                    return True
+                if there is None or here is None or _place_of(there, run.source) != _place_of(here, at):
+                    return False
+            at += run.room
+    return True
+
+
+def _place_of(vma: VmaInfo, address: int) -> tuple[int, int, int]:
+    return vma.dev, vma.inode, vma.offset + address - vma.start
