@@ -313,6 +313,15 @@ def advise_quietly(region: Region, at: int, nbytes: int, advice: int) -> bool:
     return True
 
 
+def touch_quietly(region: Region, at: int, nbytes: int, stride_nbytes: int) -> bool:
+    """Load one word every `stride_nbytes`, through the kernel. Returns: whether all were there."""
+    try:
+        region.touch(at, nbytes, stride_nbytes, False)
+    except OSError:
+        return False
+    return True
+
+
 def msync(region: Region, at: int, nbytes: int, label: str = "") -> None:
     """msync(region + at, nbytes, MS_SYNC)."""
     try:

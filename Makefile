@@ -1,0 +1,47 @@
+# Everything a fresh clone needs: Python >= 3.11 with pip, and a C compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find src docs/man -type f -not -name '*.pyc' 2>/dev/null) meson.build meson.options pyproject.toml
+export PATH := $(abspath $(BIN)):$(PATH)
+export VIRTUAL_ENV := $(abspath $(VENV))
+
+.PHONY: help demo test lint docs bench sanitize clean
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.installed: $(BIN)/uv $(SOURCES)
+	$(BIN)/uv pip install --quiet --group build numpy rich
+	$(BIN)/uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap .
+	@touch $@
+
+$(VENV)/.group-%: $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --quiet --group $*
+	@touch $@
+
+demo: $(VENV)/.installed ## mirror real memory and show it
+	$(BIN)/mirrormap demo
+
+test: $(VENV)/.installed $(VENV)/.group-test ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
+	ruff format --check .
+	ruff check .
+	mypy
+	MYPYPATH=src $(BIN)/python -m mypy.stubtest mirrormap._core --allowlist tests/stubtest-allow.txt
+	pyright
+
+docs: $(VENV)/.installed $(VENV)/.group-docs ## build the site and the manual pages
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b man docs docs/_build/man
+
+bench: $(VENV)/.installed $(VENV)/.group-bench ## run the benchmarks against C
+	$(BIN)/python bench/run.py
+
+clean: ## remove what was built
+	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
