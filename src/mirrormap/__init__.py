@@ -2,6 +2,7 @@
 
 from mirrormap.aliasing import copyto, is_mirror, shares_memory
 from mirrormap.arrays import empty, full, share, zeros
+from mirrormap.capabilities import Capabilities, probe
 from mirrormap.errors import ClosedError, MapError, MirrorError, NotMirrorableError
 from mirrormap.mapping import Mapping
 from mirrormap.mirror import mirror
@@ -13,6 +14,7 @@ __all__ = [
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
     "MREMAP_MIRROR",
+    "Capabilities",
     "ClosedError",
     "MapError",
     "Mapping",
@@ -25,6 +27,7 @@ __all__ = [
     "is_mirror",
     "mirror",
     "mremap",
+    "probe",
     "share",
     "shares_memory",
     "zeros",

@@ -8,7 +8,7 @@ some pair of windows onto one object, they do so at object offsets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -110,7 +110,9 @@ def copyto(dst: NDArray[Any], src: ArrayLike) -> None:
 
 
 def _as_array(source: Any) -> NDArray[Any]:
-    return source if isinstance(source, np.ndarray) else np.frombuffer(source, dtype="u1")
+    if isinstance(source, np.ndarray):
+        return cast("NDArray[Any]", source)
+    return np.frombuffer(source, dtype="u1")
 
 
 def _extent(source: Any) -> tuple[int, int]:
@@ -168,12 +170,10 @@ def _inside(part: _Bytes, window: _Window) -> Iterator[_Bytes]:
         half = part.shape[axis] // 2
         for first, count in ((0, half), (half, part.shape[axis] - half)):
             shape = (*part.shape[:axis], count, *part.shape[axis + 1 :])
-            yield from _inside(
-                _Bytes(part.address + first * part.strides[axis], shape, part.strides), window
-            )
+            yield from _inside(_Bytes(part.address + first * part.strides[axis], shape, part.strides), window)
 
 
 def _at_object(part: _Bytes, window: _Window) -> NDArray[np.uint8]:
     """The same bytes at addresses that are object offsets."""
     moved = part._replace(address=part.address - window.start + window.offset + _BASE)
-    return np.asarray(moved)  # type: ignore[no-any-return]
+    return np.asarray(moved)

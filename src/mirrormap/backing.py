@@ -145,7 +145,12 @@ class Backing:
             fd = kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             created = True
         except OSError as error:
-            if nbytes is not None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+            if nbytes is not None or error.errno not in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EROFS,
+                errno.ETXTBSY,
+            ):
                 raise
             fd = kernel.open_file(path, os.O_RDONLY)
         try:

@@ -28,9 +28,7 @@ class MapError(MirrorError, OSError):
     Nothing was changed: no half-made mapping, no descriptor, the source untouched.
     """
 
-    def __init__(
-        self, errno: int, *, call: str, nbytes: int = 0, label: str = "", advice: str = ""
-    ) -> None:
+    def __init__(self, errno: int, *, call: str, nbytes: int = 0, label: str = "", advice: str = "") -> None:
         subject = f"{nbytes:,} bytes" if nbytes else ""
         if label:
             subject += f"{', ' if subject else ''}{label!r}"
@@ -54,7 +52,5 @@ class NotMirrorableError(MapError):
     """This memory cannot be shown a second time; the text says why and names the way out."""
 
 
-def _rebuild(
-    cls: type[MapError], errno: int, call: str, nbytes: int, label: str, advice: str
-) -> MapError:
+def _rebuild(cls: type[MapError], errno: int, call: str, nbytes: int, label: str, advice: str) -> MapError:
     return cls(errno, call=call, nbytes=nbytes, label=label, advice=advice)

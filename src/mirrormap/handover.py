@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing.context as context
+import multiprocessing.reduction as reduction
+import multiprocessing.util as util
 import os
-from multiprocessing import context, reduction, util
 from typing import Any
 
 from mirrormap import kernel

@@ -122,7 +122,9 @@ def memfd_create(name: str, flags: int, *, huge_nbytes: int = 0) -> int:
         fail("memfd_create", error, label=name)
 
 
-def open_file(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: int, mode: int = 0o600) -> int:
+def open_file(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes], flags: int, mode: int = 0o600
+) -> int:
     """open(path, flags | O_CLOEXEC, mode). Raises the builtin OSError family, as open() does."""
     try:
         return _core.open(path, flags, mode)
@@ -330,9 +332,7 @@ def msync(region: Region, at: int, nbytes: int, label: str = "") -> None:
         fail("msync", error, nbytes, label)
 
 
-def populate(
-    region: Region, at: int, nbytes: int, *, write: bool, page_nbytes: int, label: str = ""
-) -> None:
+def populate(region: Region, at: int, nbytes: int, *, write: bool, page_nbytes: int, label: str = "") -> None:
     """madvise(MADV_POPULATE_READ or _WRITE): every page-table entry exists afterwards.
 
     Goes in steps, so that signals are served between them. Before Linux 5.14 the pages are
@@ -387,9 +387,7 @@ def procmap_query(fd: int, address: int, *, following: bool = False) -> VmaInfo 
     Raises: OSError ENOTTY, where the kernel is older.
     """
     try:
-        start, end, flags, page_nbytes, offset, major, minor, inode, name = _core.vma(
-            fd, address, following
-        )
+        start, end, flags, page_nbytes, offset, major, minor, inode, name = _core.vma(fd, address, following)
     except OSError as error:
         if error.errno == _errno.ENOENT:
             return None

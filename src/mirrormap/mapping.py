@@ -10,6 +10,7 @@ arrays show it, and both show the same pages.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -44,11 +45,14 @@ def protection_bits(protection: str) -> int:
 
 def protection_name(bits: int) -> str:
     """The name of PROT_* bits; combinations that mirrormap never makes too, such as "rwx"."""
-    return "".join(
-        letter
-        for letter, bit in (("r", kernel.PROT_READ), ("w", kernel.PROT_WRITE), ("x", kernel.PROT_EXEC))
-        if bits & bit
-    ) or "none"
+    return (
+        "".join(
+            letter
+            for letter, bit in (("r", kernel.PROT_READ), ("w", kernel.PROT_WRITE), ("x", kernel.PROT_EXEC))
+            if bits & bit
+        )
+        or "none"
+    )
 
 
 class Mapping(Exporter):
@@ -67,6 +71,9 @@ class Mapping(Exporter):
     """
 
     __slots__ = ("__weakref__", "_inherit", "_label", "_lock")
+    _inherit: Literal["share", "none"]
+    _label: str
+    _lock: threading.RLock
 
     def __init__(self) -> None:
         raise TypeError("make a Mapping with Pages.map(), Pages.arrange(), Pages.views() or mirror()")
@@ -134,7 +141,7 @@ class Mapping(Exporter):
 
     @property
     def protection(self) -> str:
-        """"none", "r", "rw" or "rx"; "mixed" where parts differ."""
+        """ "none", "r", "rw" or "rx"; "mixed" where parts differ."""
         bits = self._arrangement.protection
         return "mixed" if bits is None else protection_name(bits)
 
@@ -241,9 +248,7 @@ class Mapping(Exporter):
         room = round_up(nbytes, arrangement.page_nbytes)
         taken = round_up(arrangement.nbytes, arrangement.page_nbytes)
         if region.shown(nbytes, region.nbytes):
-            raise BufferError(
-                f"arrays or memoryviews still show bytes beyond {nbytes:,}; delete them first"
-            )
+            raise BufferError(f"arrays or memoryviews still show bytes beyond {nbytes:,}; delete them first")
         if room < taken:
             if region.window > taken:
                 kernel.vacate(region, room, taken - room, self._label)
@@ -411,7 +416,7 @@ class Mapping(Exporter):
 def _is_plain(arrangement: Arrangement) -> bool:
     """One stretch of one object, whatever protections its parts have?"""
     runs = [run._replace(protection=0) for run in arrangement.runs]
-    return all(after.continues(before) for before, after in zip(runs, runs[1:], strict=False))
+    return all(after.continues(before) for before, after in itertools.pairwise(runs))
 
 
 def check_address(address: int | None, page_nbytes: int) -> None:
@@ -461,5 +466,5 @@ def array_over(
         check_range(offset, count, region.nbytes, f"array of shape {shape} and dtype {kind}")
     else:
         count = region.nbytes - offset
-    flat = np.frombuffer(region.span(offset, count, readonly), dtype="u1")
+    flat = np.frombuffer(memoryview(region.span(offset, count, readonly)), dtype="u1")
     return np.ndarray(shape, kind, buffer=flat, offset=start, strides=strides)

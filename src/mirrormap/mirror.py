@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, cast, overload
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -35,7 +35,7 @@ _TRY_DESCRIPTOR = (errno.EINVAL, errno.ENOSYS, errno.ENOMEM)
 
 
 @overload
-def mirror(
+def mirror(  # pyright: ignore[reportOverlappingOverload]
     source: NDArray[Any],
     offset: int = 0,
     nbytes: Size | None = None,
@@ -94,7 +94,7 @@ def mirror(
     if isinstance(source, np.ndarray):
         if offset or nbytes is not None:
             raise ValueError("an ndarray is mirrored whole: slice it first, mirror(array[i:j])")
-        return _mirror_array(source, protection, populate, address)
+        return _mirror_array(cast("NDArray[Any]", source), protection, populate, address)
     with _buffer_of(source) as view:
         start, length, readonly = kernel.buffer_address(view)
         count = length - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
@@ -120,9 +120,7 @@ def _mirror_array(
         raise ValueError("an empty array has no pages to mirror")
     low, high = byte_bounds(source)
     wanted = _wanted(protection, not source.flags.writeable)
-    mapping, shift = _cover(
-        source, low, high - low, wanted, populate, address, exact=False
-    )
+    mapping, shift = _cover(source, low, high - low, wanted, populate, address, exact=False)
     region = mapping._live
     first = source.__array_interface__["data"][0] - low
     return array_over(
@@ -285,8 +283,10 @@ def _foreign_run(vma: VmaInfo, at: int, end: int, wanted: int | None) -> Run:
     limit = procmaps.map_file_nbytes(vma)
     if limit is not None:
         _check_reach(vma, offset + end - at, limit)
-    elif end <= round_up(vma.end, PAGE_NBYTES) and vma.protection & kernel.PROT_READ and not kernel.is_readable(
-        round_down(end - 1, PAGE_NBYTES)
+    elif (
+        end <= round_up(vma.end, PAGE_NBYTES)
+        and vma.protection & kernel.PROT_READ
+        and not kernel.is_readable(round_down(end - 1, PAGE_NBYTES))
     ):
         _refuse_reach(vma, end - at)
     return Run(

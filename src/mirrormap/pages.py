@@ -164,9 +164,7 @@ class Pages:
         """
         backing = self._live
         bits = protection_bits(protection)
-        made = [
-            self._run(backing, offset, as_nbytes(nbytes, "nbytes"), bits) for offset, nbytes in runs
-        ]
+        made = [self._run(backing, offset, as_nbytes(nbytes, "nbytes"), bits) for offset, nbytes in runs]
         if not made:
             raise ValueError("an arrangement needs at least one run")
         for run in made[:-1]:
@@ -201,9 +199,7 @@ class Pages:
         label = backing.label
         made: list[Mapping] = []
         try:
-            rest = kernel.reserve(
-                count * step, alignment=next_power_of_two(count) * step, label=label
-            )
+            rest = kernel.reserve(count * step, alignment=next_power_of_two(count) * step, label=label)
             for index in range(count):
                 region, rest = rest, rest.split(step) if index + 1 < count else rest
                 placement.fill_window(region, [run], label)
@@ -222,9 +218,7 @@ class Pages:
         check_multiple(offset, page, "offset")
         if not nbytes:
             raise ValueError("a view needs at least one byte")
-        return Run(
-            backing, offset, nbytes, protection, page_nbytes=page, notes_writes=not backing.in_memory
-        )
+        return Run(backing, offset, nbytes, protection, page_nbytes=page, notes_writes=not backing.in_memory)
 
     # --- contents ------------------------------------------------------------------------
 

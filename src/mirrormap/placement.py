@@ -77,10 +77,12 @@ class Arrangement:
 
     @property
     def nbytes(self) -> int:
+        """Bytes shown by all runs together."""
         return sum(run.nbytes for run in self.runs)
 
     @property
     def page_nbytes(self) -> int:
+        """The largest page size among the runs."""
         return max(run.page_nbytes for run in self.runs)
 
     def part(self, start: int, nbytes: int, address: int, protection: int | None = None) -> list[Run]:
@@ -328,9 +330,7 @@ def explained(error: MapError, arrangement: Arrangement) -> MapError:
         advice = _pool_advice(huge.page_nbytes, arrangement)
     else:
         advice = procmaps.advice_for_enomem(error.nbytes)
-    return type(error)(
-        error.errno, call=error.call, nbytes=error.nbytes, label=error.label, advice=advice
-    )
+    return type(error)(errno.ENOMEM, call=error.call, nbytes=error.nbytes, label=error.label, advice=advice)
 
 
 def _pool_advice(page_nbytes: int, arrangement: Arrangement) -> str:

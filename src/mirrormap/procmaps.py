@@ -8,7 +8,7 @@ import os
 import re
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,9 @@ def _parse_smaps(text: str) -> Iterator[VmaInfo]:
             start, end, r, w, x, s, offset, major, minor, inode, name = match.groups()
             vma = VmaInfo(
                 int(start, 16), int(end, 16),
-                (r == "r") * kernel.PROT_READ | (w == "w") * kernel.PROT_WRITE | (x == "x") * kernel.PROT_EXEC,
+                (r == "r") * kernel.PROT_READ
+                | (w == "w") * kernel.PROT_WRITE
+                | (x == "x") * kernel.PROT_EXEC,
                 s == "s", PAGE_NBYTES, int(offset, 16),
                 os.makedev(int(major, 16), int(minor, 16)), int(inode), name,
             )  # fmt: skip
@@ -175,7 +177,7 @@ def frames(address: int, nbytes: int) -> list[int] | None:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[int]:
+def _opened(path: str) -> Generator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
@@ -190,7 +192,9 @@ def _pagemap(fd: int, start: int, end: int) -> Iterator[int]:
         yield from memoryview(os.pread(fd, count, address // PAGE_NBYTES * 8)).cast("Q")
 
 
-_HUGE_LINE = re.compile(r"(?:AnonHugePages|ShmemPmdMapped|FilePmdMapped|Shared_Hugetlb|Private_Hugetlb): +(\d+) kB")
+_HUGE_LINE = re.compile(
+    r"(?:AnonHugePages|ShmemPmdMapped|FilePmdMapped|Shared_Hugetlb|Private_Hugetlb): +(\d+) kB"
+)
 
 
 def _huge_by_smaps(start: int, end: int) -> int:

@@ -121,7 +121,9 @@ def _mirror(source: int, nbytes: int, flags: int, target: int) -> int:
             check_alignment(target, run.page_nbytes, room)
     region = place_foreign(runs)
     last = runs[-1]
-    if last.protection & kernel.PROT_READ and not kernel.is_readable(region.address + room - last.page_nbytes):
+    if last.protection & kernel.PROT_READ and not kernel.is_readable(
+        region.address + room - last.page_nbytes
+    ):
         kernel.unmap(region)
         _refuse(errno.EFAULT, nbytes, "The range reaches past the end of its object: a later SIGBUS")
     return _hand_over(region, runs, target if flags & MREMAP_FIXED else 0)
@@ -147,9 +149,7 @@ def _hand_over(region: Region, runs: list[Run], target: int) -> int:
     moved = 0
     try:
         for run in runs:
-            kernel.mremap(
-                address + moved, run.room, run.room, MREMAP_MAYMOVE | MREMAP_FIXED, target + moved
-            )
+            kernel.mremap(address + moved, run.room, run.room, MREMAP_MAYMOVE | MREMAP_FIXED, target + moved)
             moved += run.room
     except MapError:
         with contextlib.suppress(MapError):

@@ -71,9 +71,7 @@ def check_range(offset: int, nbytes: int, limit: int, what: str = "range") -> No
     Raises: ValueError, with all three numbers.
     """
     if not (0 <= offset <= limit and 0 <= nbytes <= limit - offset):
-        raise ValueError(
-            f"{what} of {nbytes:,} bytes at offset {offset:,} does not fit in {limit:,} bytes"
-        )
+        raise ValueError(f"{what} of {nbytes:,} bytes at offset {offset:,} does not fit in {limit:,} bytes")
 
 
 def check_multiple(number: int, unit: int, what: str) -> None:

@@ -1,0 +1,38 @@
+"""Choosing the command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from collections.abc import Sequence
+
+from mirrormap.cli import check, demo
+from mirrormap.errors import MirrorError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, for the program and for the test that compares the manual with it."""
+    top = argparse.ArgumentParser(
+        prog="mirrormap",
+        description="Mirrored memory: the same physical pages at two or more virtual addresses.",
+    )
+    top.add_argument(
+        "--version", action="version", version=f"mirrormap {importlib.metadata.version('mirrormap')}"
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (check, demo):
+        command.add_parser(commands)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns: the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except MirrorError as error:
+        print(f"mirrormap: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
