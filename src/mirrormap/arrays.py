@@ -8,9 +8,9 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from mirrormap.mapping import array_over, check_dtype
 from mirrormap.pages import Pages
 from mirrormap.units import Size
+from mirrormap.views import array_over, check_dtype
 
 __all__ = ["empty", "full", "share", "zeros"]
 

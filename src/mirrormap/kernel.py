@@ -372,6 +372,11 @@ def is_readable(address: int) -> bool:
     return True
 
 
+def span(region: Region, at: int, nbytes: int, *, readonly: bool = False) -> Span:
+    """Bytes [at, at + nbytes) of a region as a buffer of their own, which holds only those."""
+    return _core.span(region, at, nbytes, readonly)
+
+
 def buffer_address(source: object) -> tuple[int, int, bool]:
     """(address, nbytes, readonly) of a contiguous buffer that the caller keeps exported."""
     return _core.buffer_address(source)

@@ -13,9 +13,8 @@ from __future__ import annotations
 import itertools
 import threading
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mirrormap import kernel, placement, procmaps
@@ -23,36 +22,11 @@ from mirrormap.backing import Backing
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
 from mirrormap.placement import Arrangement, Run
+from mirrormap.protections import protection_bits, protection_name
 from mirrormap.units import Size, as_nbytes, check_multiple, check_range, format_nbytes, round_up
+from mirrormap.views import array_over
 
-__all__ = ["Mapping", "protection_bits", "protection_name"]
-
-_PROTECTIONS: Final = {
-    "none": kernel.PROT_NONE,
-    "r": kernel.PROT_READ,
-    "rw": kernel.PROT_READ | kernel.PROT_WRITE,
-    "rx": kernel.PROT_READ | kernel.PROT_EXEC,
-}
-
-
-def protection_bits(protection: str) -> int:
-    """PROT_* bits of "none", "r", "rw" or "rx". Raises: ValueError for anything else."""
-    try:
-        return _PROTECTIONS[protection]
-    except (KeyError, TypeError):
-        raise ValueError(f"protection {protection!r} must be one of 'none', 'r', 'rw', 'rx'") from None
-
-
-def protection_name(bits: int) -> str:
-    """The name of PROT_* bits; combinations that mirrormap never makes too, such as "rwx"."""
-    return (
-        "".join(
-            letter
-            for letter, bit in (("r", kernel.PROT_READ), ("w", kernel.PROT_WRITE), ("x", kernel.PROT_EXEC))
-            if bits & bit
-        )
-        or "none"
-    )
+__all__ = ["Mapping", "check_address"]
 
 
 class Mapping(Exporter):
@@ -424,47 +398,3 @@ def check_address(address: int | None, page_nbytes: int) -> None:
     if address is not None:
         as_nbytes(address, "address")
         check_multiple(address, page_nbytes, "address")
-
-
-def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """The dtype, unless it holds references: those mean something in one interpreter only."""
-    checked = np.dtype(dtype)
-    if checked.hasobject:
-        raise TypeError(
-            f"dtype {checked} holds Python objects: their addresses and counts cannot be shown twice"
-        )
-    return checked
-
-
-def array_over(
-    region: Region,
-    dtype: DTypeLike,
-    shape: int | tuple[int, ...] | None = None,
-    offset: int = 0,
-    *,
-    strides: tuple[int, ...] | None = None,
-    start: int = 0,
-    readonly: bool = False,
-) -> NDArray[Any]:
-    """An ndarray over a region; see Mapping.array.
-
-    Args: strides, start: for arrays that are not C-contiguous: `start` is where the item of index
-        zero lies behind `offset`.
-    """
-    kind = check_dtype(dtype)
-    check_range(offset, 0, region.nbytes, "array offset")
-    if shape is None:
-        shape = ((region.nbytes - offset) // kind.itemsize if kind.itemsize else 0,)
-    elif isinstance(shape, int):
-        shape = (shape,)
-    if any(count < 0 for count in shape):
-        raise ValueError(f"negative dimension in shape {shape}")
-    count = kind.itemsize
-    for items in shape:
-        count *= items
-    if strides is None:
-        check_range(offset, count, region.nbytes, f"array of shape {shape} and dtype {kind}")
-    else:
-        count = region.nbytes - offset
-    flat = np.frombuffer(memoryview(region.span(offset, count, readonly)), dtype="u1")
-    return np.ndarray(shape, kind, buffer=flat, offset=start, strides=strides)

@@ -21,10 +21,12 @@ from mirrormap import kernel, placement, procmaps
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, Span, VmaInfo
-from mirrormap.mapping import Mapping, array_over, check_address, check_dtype, protection_bits
+from mirrormap.mapping import Mapping, check_address
 from mirrormap.placement import Run
 from mirrormap.procmaps import AddressSpace
+from mirrormap.protections import protection_bits
 from mirrormap.units import Size, as_nbytes, check_multiple, check_range, round_down, round_up
+from mirrormap.views import array_over, check_dtype
 
 __all__ = ["foreign_runs", "mirror", "own_region", "place_foreign"]
 

@@ -276,6 +276,7 @@ PyMethodDef call_methods[] = {
     {"readable", call_readable, METH_VARARGS, NULL},
     {"vma", call_vma, METH_VARARGS, NULL},
     {"scan", call_scan, METH_VARARGS, NULL},
+    {"span", span_new, METH_VARARGS, NULL},
     {"buffer_address", call_buffer_address, METH_O, NULL},
     {"set_closed_error", call_set_closed_error, METH_O, NULL},
 #ifdef MIRRORMAP_FAULTS

@@ -53,9 +53,11 @@ extern PyType_Spec region_spec, span_spec, exporter_spec;
 int region_export(Region *region, PyObject *owner, size_t offset, size_t nbytes, bool readonly,
                   Py_buffer *view, int flags);
 void region_unexport(Region *region, Py_buffer *view);
-PyObject *span_new(PyObject *region, size_t offset, size_t nbytes, bool readonly);
 
-/* region.c, for window.c: NULL or false come with an exception set. */
+/* export.c: a module function. */
+PyObject *span_new(PyObject *module, PyObject *args);
+
+/* region.c, for window.c and export.c: NULL or false come with an exception set. */
 Region *region_open(PyObject *self);
 PyObject *region_make(uintptr_t address, size_t window);
 bool region_holds(const Region *region, size_t offset, size_t nbytes);

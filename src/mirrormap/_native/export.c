@@ -6,22 +6,36 @@
 #include <errno.h>
 
 PyTypeObject *span_type;
-PyObject *closed_error;
 
 static Span *span_of(PyObject *object)
 {
     return (Span *)object;
 }
 
-PyObject *span_new(PyObject *region, size_t offset, size_t nbytes, bool readonly)
+/* span(region, offset, nbytes, readonly) -> Span */
+PyObject *span_new(PyObject *module, PyObject *args)
 {
+    (void)module;
+    PyObject *object;
+    Py_ssize_t offset, nbytes;
+    int readonly;
+    if (!PyArg_ParseTuple(args, "O!nnp", region_type, &object, &offset, &nbytes, &readonly))
+        return NULL;
+    Region *region = region_open(object);
+    if (region == NULL)
+        return NULL;
+    if (offset < 0 || nbytes < 0 || (size_t)offset > region->nbytes
+        || (size_t)nbytes > region->nbytes - (size_t)offset) {
+        PyErr_SetString(PyExc_ValueError, "span: outside the mapping");
+        return NULL;
+    }
     Span *span = PyObject_New(Span, span_type);
     if (span == NULL)
         return NULL;
-    span->region = Py_NewRef(region);
-    span->offset = offset;
-    span->nbytes = nbytes;
-    span->readonly = readonly;
+    span->region = Py_NewRef(object);
+    span->offset = (size_t)offset;
+    span->nbytes = (size_t)nbytes;
+    span->readonly = readonly != 0;
     return (PyObject *)span;
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 PyTypeObject *region_type;
+PyObject *closed_error;
 
 Region *region_of(PyObject *object)
 {
@@ -165,23 +166,6 @@ static PyObject *region_touch(PyObject *self, PyObject *args)
     if (error != 0)
         return raise_errno(error);
     Py_RETURN_NONE;
-}
-
-static PyObject *region_span(PyObject *self, PyObject *args)
-{
-    Py_ssize_t offset, nbytes;
-    int readonly;
-    if (!PyArg_ParseTuple(args, "nnp", &offset, &nbytes, &readonly))
-        return NULL;
-    Region *region = region_open(self);
-    if (region == NULL)
-        return NULL;
-    if (offset < 0 || nbytes < 0 || (size_t)offset > region->nbytes
-        || (size_t)nbytes > region->nbytes - (size_t)offset) {
-        PyErr_SetString(PyExc_ValueError, "span: outside the mapping");
-        return NULL;
-    }
-    return span_new(self, (size_t)offset, (size_t)nbytes, readonly != 0);
 }
 
 static PyObject *region_shown(PyObject *self, PyObject *args)
@@ -365,7 +349,6 @@ static PyMethodDef region_methods[] = {
     {"advise", region_advise, METH_VARARGS, NULL},
     {"sync", region_sync, METH_VARARGS, NULL},
     {"touch", region_touch, METH_VARARGS, NULL},
-    {"span", region_span, METH_VARARGS, NULL},
     {"shown", region_shown, METH_VARARGS, NULL},
     {"release", region_release, METH_NOARGS, NULL},
     {"close", region_close, METH_NOARGS, NULL},
