@@ -78,13 +78,14 @@ class Backing:
         kind: page size and sort of the pages.
         label: the name in /proc/self/maps.
         in_memory: tmpfs or hugetlbfs: no disk behind it.
-        sealed: nobody can shorten it; without that, a file's end may move under a view (SIGBUS).
+        truncates: a named file: shrinking moves its end. Of a memfd only the tail is given back,
+            so that no view of anybody's becomes a SIGBUS.
         writable: whether the descriptor allows writing.
     """
 
     __slots__ = (
         "__weakref__", "_dumped", "_placed", "fd", "in_memory", "kind", "label", "lock", "nbytes",
-        "sealed", "writable",
+        "truncates", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +96,7 @@ class Backing:
         label: str,
         *,
         in_memory: bool = True,
-        sealed: bool = True,
+        truncates: bool = False,
         writable: bool = True,
     ) -> None:
         self.fd = fd
@@ -103,7 +104,7 @@ class Backing:
         self.kind = kind
         self.label = label
         self.in_memory = in_memory
-        self.sealed = sealed
+        self.truncates = truncates
         self.writable = writable
         self.lock = threading.RLock()
         self._placed: dict[weakref.ref[Region], list[_Placed]] = {}
@@ -174,8 +175,7 @@ class Backing:
             info = kernel.fstat(fd)
             if not stat.S_ISREG(info.mode):
                 raise ValueError("only regular files and memfds have pages that can be mapped")
-            seals = kernel.get_seals(fd)
-            label = procmaps.descriptor_name(fd).removeprefix("/memfd:").removesuffix(" (deleted)")
+            name = procmaps.descriptor_name(fd)
         except BaseException:
             kernel.close(fd)
             raise
@@ -184,9 +184,9 @@ class Backing:
             fd,
             info.nbytes if nbytes is None else nbytes,
             PageKind(huge, huge_nbytes=huge) if huge else _SMALL,
-            label,
+            name.removeprefix("/memfd:").removesuffix(" (deleted)"),
             in_memory=info.fs_magic in (kernel.HUGETLBFS_MAGIC, kernel.TMPFS_MAGIC),
-            sealed=bool(seals & kernel.F_SEAL_SHRINK),
+            truncates=not name.startswith("/memfd:"),
             writable=info.open_flags & os.O_ACCMODE == os.O_RDWR,
         )
 
@@ -226,7 +226,7 @@ class Backing:
     def grow(self, nbytes: int) -> None:
         """Lengthen to at least `nbytes`; pages come into being when they are touched."""
         with self.lock:
-            if self.sealed or self.kind.huge_nbytes:
+            if not self.truncates or self.kind.huge_nbytes:
                 nbytes = _rounded(nbytes, self.kind)
             if nbytes <= self.nbytes:
                 return
@@ -241,7 +241,7 @@ class Backing:
         Raises: BufferError while a mapping of this process shows bytes beyond.
         """
         with self.lock:
-            if self.sealed or self.kind.huge_nbytes:
+            if not self.truncates or self.kind.huge_nbytes:
                 nbytes = _rounded(nbytes, self.kind)
             if nbytes >= self.nbytes:
                 return
@@ -250,7 +250,7 @@ class Backing:
                     f"arrays or memoryviews still show bytes beyond {nbytes:,} of {self.label!r}; "
                     "delete them first"
                 )
-            if self.sealed:
+            if not self.truncates:
                 kernel.punch_hole(self.fd, nbytes, self.nbytes - nbytes, self.label)
             else:
                 kernel.ftruncate(self.fd, nbytes, self.label)

@@ -18,7 +18,7 @@ from typing import Any
 from mirrormap import kernel, procmaps
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES
-from mirrormap.mirror import mirror
+from mirrormap.mirror import can_mremap, mirror
 from mirrormap.pages import Pages
 from mirrormap.units import format_nbytes
 
@@ -211,14 +211,8 @@ def _see_through(source: mmap.mmap) -> None:
 
 def _mirror_shared(routes: list[str]) -> str:
     with mmap.mmap(-1, PAGE_NBYTES) as source:
-        try:
-            with memoryview(source) as view:
-                start, nbytes, _ = kernel.buffer_address(view)
-                kernel.munmap(kernel.mremap(start, 0, nbytes, kernel.MREMAP_MAYMOVE), nbytes)
-            route = "mremap"
-        except MapError:
-            route = "descriptor"
         _see_through(source)
+    route = "mremap" if can_mremap() else "descriptor"
     routes.append(route)
     return "by mremap with old_size 0" if route == "mremap" else "by a descriptor: mremap refuses"
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, SupportsIndex
 
 from numpy.typing import DTypeLike, NDArray
 
@@ -23,7 +24,7 @@ from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
 from mirrormap.placement import Arrangement, Run
 from mirrormap.protections import protection_bits, protection_name
-from mirrormap.units import Size, as_nbytes, check_multiple, check_range, format_nbytes, round_up
+from mirrormap.units import Size, as_nbytes, as_range, check_multiple, format_nbytes, round_up
 from mirrormap.views import array_over
 
 __all__ = ["Mapping", "check_address"]
@@ -153,7 +154,7 @@ class Mapping(Exporter):
     # --- views ---------------------------------------------------------------------------
 
     def array(
-        self, dtype: DTypeLike = "u1", shape: int | tuple[int, ...] | None = None, offset: int = 0
+        self, dtype: DTypeLike = "u1", shape: SupportsIndex | Sequence[int] | None = None, offset: int = 0
     ) -> NDArray[Any]:
         """An ndarray over the bytes from `offset` on, C-contiguous, no copy.
 
@@ -167,7 +168,7 @@ class Mapping(Exporter):
 
     def mirror(
         self,
-        offset: int = 0,
+        offset: Size = 0,
         nbytes: Size | None = None,
         *,
         protection: str | None = None,
@@ -186,14 +187,12 @@ class Mapping(Exporter):
         """
         with self._lock:
             arrangement = self._arrangement
-            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
-            check_range(offset, count, self.nbytes, "mirror")
-            check_multiple(offset, arrangement.page_nbytes, "mirror offset")
+            start, count = as_range(offset, nbytes, self.nbytes, arrangement.page_nbytes, "mirror")
             check_address(address, arrangement.page_nbytes)
             if not count:
                 raise ValueError("a mirror needs at least one byte")
             bits = None if protection is None else protection_bits(protection)
-            runs = arrangement.part(offset, count, self.address, bits)
+            runs = arrangement.part(start, count, self.address, bits)
             return Mapping._placed(runs, label=self._label, address=address, populate=populate)
 
     # --- changes -------------------------------------------------------------------------
@@ -252,9 +251,9 @@ class Mapping(Exporter):
                     raise placement.explained(error, Arrangement([tail])) from None
             arrangement.runs = grown
             placement.show(region, arrangement)
-            return
-        moved = placement.place(grown, label=self._label, window_nbytes=room)
-        self._region = moved  # the old one goes with its last view
+        else:
+            # the old region goes with its last view
+            self._region = placement.place(grown, label=self._label, window_nbytes=room)
         if self._inherit == "none":
             self.inherit = "none"
 
@@ -276,7 +275,7 @@ class Mapping(Exporter):
             offset += run.nbytes
         arrangement.runs = runs
 
-    def protect(self, protection: str, offset: int = 0, nbytes: Size | None = None) -> None:
+    def protect(self, protection: str, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Change what this view allows; other views of the pages keep theirs (mprotect(2)).
 
         Arrays taken before are not told: a store through one of them into a range that has become
@@ -290,14 +289,10 @@ class Mapping(Exporter):
             region, arrangement = self._live, self._arrangement
             bits = protection_bits(protection)
             page = arrangement.page_nbytes
-            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes", minimum=0)
-            check_range(offset, count, self.nbytes, "protect")
-            check_multiple(offset, page, "protect offset")
-            if offset + count != self.nbytes:
-                check_multiple(count, page, "protect nbytes")
+            start, count = as_range(offset, nbytes, self.nbytes, page, "protect", whole=True)
             if count:
-                kernel.mprotect(region, offset, round_up(count, page), bits, self._label)
-                arrangement.protect(offset, count, bits)
+                kernel.mprotect(region, start, round_up(count, page), bits, self._label)
+                arrangement.protect(start, count, bits)
                 placement.show(region, arrangement)
 
     def populate(self, write: bool = False) -> None:
@@ -316,7 +311,7 @@ class Mapping(Exporter):
                 raise ValueError("a view that is not writable cannot be populated for writing")
             placement.populate(region, arrangement, 0, self.nbytes, write=write)
 
-    def discard(self, offset: int = 0, nbytes: Size | None = None) -> None:
+    def discard(self, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Give the pages of a range back to the system (MADV_REMOVE): zeros in every view.
 
         For memory somebody else made, which has no Pages; huge pages of others too.
@@ -326,13 +321,9 @@ class Mapping(Exporter):
         with self._lock:
             region, arrangement = self._live, self._arrangement
             page = arrangement.page_nbytes
-            count = self.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes", minimum=0)
-            check_range(offset, count, self.nbytes, "discard")
-            check_multiple(offset, page, "discard offset")
-            if offset + count != self.nbytes:
-                check_multiple(count, page, "discard nbytes")
+            start, count = as_range(offset, nbytes, self.nbytes, page, "discard", whole=True)
             if count:
-                kernel.madvise(region, offset, round_up(count, page), kernel.MADV_REMOVE, self._label)
+                kernel.madvise(region, start, round_up(count, page), kernel.MADV_REMOVE, self._label)
 
     def flush(self) -> None:
         """msync(2): what was written through this view is on the disk. Nothing to do for memory."""

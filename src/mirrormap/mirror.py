@@ -22,13 +22,14 @@ from mirrormap.backing import Backing
 from mirrormap.errors import MapError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, Span, VmaInfo
 from mirrormap.mapping import Mapping, check_address
+from mirrormap.pages import Pages
 from mirrormap.placement import Run
 from mirrormap.procmaps import AddressSpace
 from mirrormap.protections import protection_bits
-from mirrormap.units import Size, as_nbytes, check_multiple, check_range, round_down, round_up
+from mirrormap.units import Size, as_range, round_down, round_up
 from mirrormap.views import array_over, check_dtype
 
-__all__ = ["foreign_runs", "mirror", "own_region", "place_foreign"]
+__all__ = ["can_mremap", "foreign_runs", "mirror", "own_region", "place_foreign"]
 
 _LABEL = "mirror"
 
@@ -39,7 +40,7 @@ _TRY_DESCRIPTOR = (errno.EINVAL, errno.ENOSYS, errno.ENOMEM)
 @overload
 def mirror(  # pyright: ignore[reportOverlappingOverload]
     source: NDArray[Any],
-    offset: int = 0,
+    offset: Size = 0,
     nbytes: Size | None = None,
     *,
     protection: str | None = None,
@@ -49,7 +50,7 @@ def mirror(  # pyright: ignore[reportOverlappingOverload]
 @overload
 def mirror(
     source: Any,
-    offset: int = 0,
+    offset: Size = 0,
     nbytes: Size | None = None,
     *,
     protection: str | None = None,
@@ -58,7 +59,7 @@ def mirror(
 ) -> Mapping: ...
 def mirror(
     source: Any,
-    offset: int = 0,
+    offset: Size = 0,
     nbytes: Size | None = None,
     *,
     protection: str | None = None,
@@ -99,17 +100,15 @@ def mirror(
         return _mirror_array(cast("NDArray[Any]", source), protection, populate, address)
     with _buffer_of(source) as view:
         start, length, readonly = kernel.buffer_address(view)
-        count = length - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
-        check_range(offset, count, length, "mirror")
         if start % PAGE_NBYTES:
             foreign_runs(start, max(1, length), None)  # memory that cannot be mirrored at all says so
             raise ValueError(
                 f"the buffer starts {start % PAGE_NBYTES} bytes into a page: mirror it as an ndarray, "
                 "mirror(np.asarray(buffer))"
             )
-        check_multiple(offset, PAGE_NBYTES, "mirror offset")
+        inside, count = as_range(offset, nbytes, length, PAGE_NBYTES, "mirror")
         wanted = _wanted(protection, readonly)
-        mapping, shift = _cover(view.obj, start + offset, count, wanted, populate, address, exact=True)
+        mapping, shift = _cover(view.obj, start + inside, count, wanted, populate, address, exact=True)
         assert shift == 0
         return mapping
 
@@ -290,7 +289,7 @@ def _foreign_run(vma: VmaInfo, at: int, end: int, wanted: int | None) -> Run:
         and vma.protection & kernel.PROT_READ
         and not kernel.is_readable(round_down(end - 1, PAGE_NBYTES))
     ):
-        _refuse_reach(vma, end - at)
+        _refuse_reach(end - at, vma.name)
     return Run(
         None, 0, end - at, bits, source=at, source_protection=vma.protection, notes_writes=_is_on_disk(vma)
     )
@@ -298,15 +297,15 @@ def _foreign_run(vma: VmaInfo, at: int, end: int, wanted: int | None) -> Run:
 
 def _check_reach(vma: VmaInfo, needed: int, limit: int) -> None:
     if needed > round_up(limit, vma.page_nbytes):
-        _refuse_reach(vma, needed - limit)
+        _refuse_reach(needed, vma.name)
 
 
-def _refuse_reach(vma: VmaInfo, nbytes: int) -> NoReturn:
+def _refuse_reach(nbytes: int, label: str) -> NoReturn:
     raise MapError(
         errno.EFAULT,
         call="mremap",
         nbytes=nbytes,
-        label=vma.name,
+        label=label,
         advice="The range reaches past the end of its object, which was truncated or mapped too long: "
         "touching it would be a SIGBUS. Grow the object, or mirror less",
     )
@@ -322,12 +321,17 @@ def place_foreign(runs: Sequence[Run], *, address: int | None = None) -> Region:
     try:
         region = placement.place(runs, label=_LABEL, address=address)
     except MapError as error:
-        if error.call == "mremap" and error.errno in _TRY_DESCRIPTOR:
+        if error.call == "mremap" and (error.errno in _TRY_DESCRIPTOR or not can_mremap()):
             by_descriptor = _by_descriptor(runs, error)
             return placement.place(by_descriptor, label=_LABEL, address=address)
         if error.call == "mremap" and error.errno in (errno.EPERM, errno.EFAULT):
             raise _refused(error) from None
         raise
+    at = 0
+    for run in runs:
+        if run.backing is None and not run.source_protection & kernel.PROT_READ:
+            _check_hidden(region, at, run)
+        at += run.room
     if not _matches(region, runs):
         kernel.unmap(region)
         raise MapError(
@@ -340,6 +344,25 @@ def place_foreign(runs: Sequence[Run], *, address: int | None = None) -> Region:
     return region
 
 
+def can_mremap() -> bool:
+    """Does mremap with old_size 0 work at all here? A sandbox or an emulator may refuse it."""
+    try:
+        with Pages(PAGE_NBYTES, name="probe") as pages, pages.map() as view:
+            kernel.munmap(kernel.mremap(view.address, 0, PAGE_NBYTES, kernel.MREMAP_MAYMOVE), PAGE_NBYTES)
+    except MapError:
+        return False
+    return True
+
+
+def _check_hidden(region: Region, at: int, run: Run) -> None:
+    """Does a mirror of PROT_NONE memory lie within its object? Only a readable page can tell."""
+    kernel.mprotect(region, at, run.room, kernel.PROT_READ)
+    if not kernel.is_readable(region.address + at + run.room - PAGE_NBYTES):
+        kernel.unmap(region)
+        _refuse_reach(run.nbytes, _LABEL)
+    kernel.mprotect(region, at, run.room, run.protection)
+
+
 def _by_descriptor(runs: Sequence[Run], refusal: MapError) -> list[Run]:
     """The same runs through descriptors, for a kernel that does not mirror by address."""
     found: list[Run] = []
@@ -350,7 +373,7 @@ def _by_descriptor(runs: Sequence[Run], refusal: MapError) -> list[Run]:
                 try:
                     backing = Backing.behind(vma, write=bool(run.protection & kernel.PROT_WRITE))
                 except MapError:
-                    raise _refused(refusal) from None
+                    raise (refusal if refusal.errno == errno.ENOMEM else _refused(refusal)) from None
                 run = run._replace(backing=backing, offset=vma.offset + run.source - vma.start, source=0)
             found.append(run)
     return found
@@ -363,7 +386,6 @@ def _refused(error: MapError) -> MapError:
         errno.EFAULT: "The kernel does not mirror rings of perf, io_uring or AIO, nor device memory: "
         "copy what you need",
         errno.EINVAL: "The kernel does not mirror this kind of memory, and no descriptor of it is open",
-        errno.ENOMEM: error.advice,
     }.get(error.errno or 0, "No descriptor of the memory is open to map it again")
     return NotMirrorableError(
         error.errno or errno.EINVAL, call=error.call, nbytes=error.nbytes, label=error.label, advice=advice

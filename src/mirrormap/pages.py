@@ -16,8 +16,8 @@ from mirrormap.protections import protection_bits
 from mirrormap.units import (
     Size,
     as_nbytes,
+    as_range,
     check_multiple,
-    check_range,
     format_nbytes,
     next_power_of_two,
     round_up,
@@ -124,7 +124,7 @@ class Pages:
 
     def map(
         self,
-        offset: int = 0,
+        offset: Size = 0,
         nbytes: Size | None = None,
         *,
         protection: str = "rw",
@@ -141,8 +141,7 @@ class Pages:
             address, ENOMEM with the pool or limit that is used up, EACCES for a read-only file.
         """
         backing = self._live
-        count = backing.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes")
-        run = self._run(backing, offset, count, protection_bits(protection))
+        run = self._run(backing, offset, nbytes, protection_bits(protection))
         check_address(address, backing.kind.nbytes)
         window = 0 if reserve is None else round_up(as_nbytes(reserve, "reserve"), backing.kind.nbytes)
         return Mapping._placed(
@@ -151,7 +150,7 @@ class Pages:
 
     def arrange(
         self,
-        runs: Iterable[tuple[int, Size]],
+        runs: Iterable[tuple[Size, Size]],
         *,
         protection: str = "rw",
         populate: bool = False,
@@ -165,7 +164,7 @@ class Pages:
         """
         backing = self._live
         bits = protection_bits(protection)
-        made = [self._run(backing, offset, as_nbytes(nbytes, "nbytes"), bits) for offset, nbytes in runs]
+        made = [self._run(backing, offset, nbytes, bits) for offset, nbytes in runs]
         if not made:
             raise ValueError("an arrangement needs at least one run")
         for run in made[:-1]:
@@ -213,13 +212,12 @@ class Pages:
             raise
         return made
 
-    def _run(self, backing: Backing, offset: int, nbytes: int, protection: int) -> Run:
+    def _run(self, backing: Backing, offset: Size, nbytes: Size | None, protection: int) -> Run:
         page = backing.kind.nbytes
-        check_range(offset, nbytes, backing.nbytes, "view")
-        check_multiple(offset, page, "offset")
-        if not nbytes:
+        start, count = as_range(offset, nbytes, backing.nbytes, page, "view")
+        if not count:
             raise ValueError("a view needs at least one byte")
-        return Run(backing, offset, nbytes, protection, page_nbytes=page, notes_writes=not backing.in_memory)
+        return Run(backing, start, count, protection, page_nbytes=page, notes_writes=not backing.in_memory)
 
     # --- contents ------------------------------------------------------------------------
 
@@ -237,7 +235,7 @@ class Pages:
         else:
             backing.grow(count)
 
-    def discard(self, offset: int = 0, nbytes: Size | None = None) -> None:
+    def discard(self, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Give the pages of a range back to the system; it reads zeros through every view.
 
         Args: offset, nbytes: multiples of `page_size`; to the end by default.
@@ -246,12 +244,9 @@ class Pages:
         Raises: MapError EOPNOTSUPP for a file system without holes.
         """
         backing = self._live
-        count = backing.nbytes - offset if nbytes is None else as_nbytes(nbytes, "nbytes", minimum=0)
-        check_range(offset, count, backing.nbytes, "discard")
-        check_multiple(offset, backing.kind.nbytes, "discard offset")
-        if offset + count != backing.nbytes:
-            check_multiple(count, backing.kind.nbytes, "discard nbytes")
-        backing.discard(offset, round_up(count, backing.kind.nbytes))
+        page = backing.kind.nbytes
+        start, count = as_range(offset, nbytes, backing.nbytes, page, "discard", whole=True)
+        backing.discard(start, round_up(count, page))
 
     def flush(self) -> None:
         """What was written through any view is on the disk afterwards (fdatasync)."""

@@ -10,6 +10,7 @@ __all__ = [
     "LIMIT_NBYTES",
     "Size",
     "as_nbytes",
+    "as_range",
     "check_multiple",
     "check_range",
     "format_nbytes",
@@ -81,6 +82,25 @@ def check_multiple(number: int, unit: int, what: str) -> None:
             f"{what} {number:,} is not a multiple of the page size {unit:,}; "
             f"use {number - number % unit:,} or {number - number % unit + unit:,}"
         )
+
+
+def as_range(
+    offset: Size, nbytes: Size | None, limit: int, unit: int, what: str, *, whole: bool = False
+) -> tuple[int, int]:
+    """Offset and length in bytes of a stretch of pages inside [0, limit).
+
+    Args: nbytes: None: up to the limit. unit: the page size, of which the offset must be a multiple.
+        whole: the length must be one too, unless it reaches the limit.
+    Raises: TypeError, ValueError.
+    """
+    start = as_nbytes(offset, f"{what} offset", minimum=0)
+    check_range(start, 0, limit, what)
+    count = limit - start if nbytes is None else as_nbytes(nbytes, f"{what} nbytes", minimum=0)
+    check_range(start, count, limit, what)
+    check_multiple(start, unit, f"{what} offset")
+    if whole and start + count != limit:
+        check_multiple(count, unit, f"{what} nbytes")
+    return start, count
 
 
 def format_nbytes(nbytes: int) -> str:

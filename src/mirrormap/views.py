@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mirrormap import kernel
 from mirrormap.kernel import Region
-from mirrormap.units import check_range
+from mirrormap.placement import Arrangement
+from mirrormap.units import Size, as_range, check_range
 
 __all__ = ["array_over", "check_dtype"]
 
@@ -27,8 +30,8 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 def array_over(
     region: Region,
     dtype: DTypeLike,
-    shape: int | tuple[int, ...] | None = None,
-    offset: int = 0,
+    shape: SupportsIndex | Sequence[int] | None = None,
+    offset: Size = 0,
     *,
     strides: tuple[int, ...] | None = None,
     start: int = 0,
@@ -40,19 +43,23 @@ def array_over(
         zero lies behind `offset`.
     """
     kind = check_dtype(dtype)
-    check_range(offset, 0, region.nbytes, "array offset")
+    at, _ = as_range(offset, None, region.nbytes, 1, "array")
     if shape is None:
-        shape = ((region.nbytes - offset) // kind.itemsize if kind.itemsize else 0,)
-    elif isinstance(shape, int):
-        shape = (shape,)
+        shape = ((region.nbytes - at) // kind.itemsize if kind.itemsize else 0,)
+    elif not isinstance(shape, Sequence):
+        shape = (operator.index(shape),)
     if any(count < 0 for count in shape):
         raise ValueError(f"negative dimension in shape {shape}")
     count = kind.itemsize
     for items in shape:
         count *= items
     if strides is None:
-        check_range(offset, count, region.nbytes, f"array of shape {shape} and dtype {kind}")
+        check_range(at, count, region.nbytes, f"array of shape {shape} and dtype {kind}")
     else:
-        count = region.nbytes - offset
-    flat = np.frombuffer(memoryview(kernel.span(region, offset, count, readonly=readonly)), dtype="u1")
+        count = region.nbytes - at
+    arrangement: Arrangement = region.keep
+    if not arrangement.allows(kernel.PROT_READ, at, count):
+        raise BufferError("protection 'none' shows no bytes; protect('r') first")
+    readonly = readonly or not arrangement.allows(kernel.PROT_WRITE, at, count)
+    flat = np.frombuffer(memoryview(kernel.span(region, at, count, readonly=readonly)), dtype="u1")
     return np.ndarray(shape, kind, buffer=flat, offset=start, strides=strides)

@@ -52,6 +52,7 @@ Region *region_of(PyObject *object);
 extern PyType_Spec region_spec, span_spec, exporter_spec;
 int region_export(Region *region, PyObject *owner, size_t offset, size_t nbytes, bool readonly,
                   Py_buffer *view, int flags);
+int region_export_all(PyObject *self, Py_buffer *view, int flags);
 void region_unexport(Region *region, Py_buffer *view);
 
 /* export.c: a module function. */

@@ -43,7 +43,8 @@ static int span_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     Span *span = span_of(self);
     Region *region = region_of(span->region);
-    if (span->offset > region->nbytes || span->nbytes > region->nbytes - span->offset) {
+    if (region->window != 0
+        && (span->offset > region->nbytes || span->nbytes > region->nbytes - span->offset)) {
         view->obj = NULL;
         PyErr_SetString(closed_error, "the mapping no longer reaches this far");
         return -1;
@@ -104,8 +105,7 @@ static int exporter_getbuffer(PyObject *self, Py_buffer *view, int flags)
         PyErr_SetString(closed_error, "this mapping is closed");
         return -1;
     }
-    return region_export(region_of(region), region, 0, region_of(region)->nbytes, false, view,
-                         flags);
+    return region_export_all(region, view, flags);
 }
 
 /* Never called, because view->obj is the region; it must be there all the same:

@@ -247,17 +247,13 @@ int region_export(Region *region, PyObject *owner, size_t offset, size_t nbytes,
     view->obj = NULL;
     if (region_open((PyObject *)region) == NULL)
         return -1;
-    if (!region->readable) {
-        PyErr_SetString(PyExc_BufferError, "protection 'none' shows no bytes; protect(\"r\") first");
-        return -1;
-    }
     struct export *one = PyMem_Malloc(sizeof *one);
     if (one == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     if (PyBuffer_FillInfo(view, owner, (void *)(region->address + offset), (Py_ssize_t)nbytes,
-                          readonly || !region->writable, flags)
+                          readonly, flags)
         < 0) {
         PyMem_Free(one);
         return -1;
@@ -284,10 +280,15 @@ void region_unexport(Region *region, Py_buffer *view)
     PyMem_Free(one);
 }
 
-static int region_getbuffer(PyObject *self, Py_buffer *view, int flags)
+int region_export_all(PyObject *self, Py_buffer *view, int flags)
 {
     Region *region = region_of(self);
-    return region_export(region, self, 0, region->nbytes, false, view, flags);
+    if (region->window != 0 && !region->readable) {
+        view->obj = NULL;
+        PyErr_SetString(PyExc_BufferError, "protection 'none' shows no bytes; protect(\"r\") first");
+        return -1;
+    }
+    return region_export(region, self, 0, region->nbytes, !region->writable, view, flags);
 }
 
 static void region_releasebuffer(PyObject *self, Py_buffer *view)
@@ -376,7 +377,7 @@ static PyType_Slot region_slots[] = {
     {Py_tp_methods, region_methods},
     {Py_tp_getset, region_getset},
     {Py_tp_members, region_members},
-    {Py_bf_getbuffer, region_getbuffer},
+    {Py_bf_getbuffer, region_export_all},
     {Py_bf_releasebuffer, region_releasebuffer},
     {0, NULL},
 };
