@@ -81,7 +81,7 @@ class Mapping(Exporter):
         mapping = cls._of(region, label)
         if populate:
             try:
-                mapping.populate(write=mapping._arrangement.allows(kernel.PROT_WRITE))
+                mapping._populate(write=True)
             except BaseException:
                 mapping.close()
                 raise
@@ -209,6 +209,8 @@ class Mapping(Exporter):
         with self._lock:
             arrangement = self._arrangement
             count = as_nbytes(nbytes, "nbytes")
+            if arrangement.runs[0].backing is None:
+                self._find_backing()
             if not _is_plain(arrangement):
                 raise ValueError("an arrangement of several runs keeps its size; arrange a new one")
             if count < self.nbytes:
@@ -232,8 +234,6 @@ class Mapping(Exporter):
 
     def _grow(self, nbytes: int) -> None:
         region, arrangement = self._live, self._arrangement
-        if arrangement.runs[-1].backing is None:
-            self._find_backing()
         last = arrangement.runs[-1]
         backing = last.backing
         assert backing is not None
@@ -263,16 +263,19 @@ class Mapping(Exporter):
         mremap would "grow" it too, into a range where every touch is a SIGBUS.
         """
         arrangement = self._arrangement
-        with procmaps.AddressSpace() as space:
-            vma = space.at(self.address)
-        assert vma is not None
-        backing = Backing.behind(vma, write=True)
-        offset = vma.offset + self.address - vma.start
+        found: dict[tuple[int, int], Backing] = {}
         runs: list[Run] = []
-        for run in arrangement.runs:
-            runs.append(run._replace(backing=backing, offset=offset, source=0))
-            backing.note(self._live, offset - runs[0].offset, offset, run.nbytes)
-            offset += run.nbytes
+        at = 0
+        with procmaps.AddressSpace() as space:
+            for run in arrangement.runs:
+                vma = space.at(self.address + at)
+                assert vma is not None
+                key = vma.dev, vma.inode
+                if key not in found:
+                    found[key] = Backing.behind(vma, write=True)
+                runs.append(run._replace(backing=found[key], source=0))
+                found[key].note(self._live, at, run.offset, run.nbytes)
+                at += run.nbytes
         arrangement.runs = runs
 
     def protect(self, protection: str, offset: Size = 0, nbytes: Size | None = None) -> None:
@@ -304,12 +307,15 @@ class Mapping(Exporter):
             memory, pool or file system full. ValueError if the protection does not allow it.
         """
         with self._lock:
-            region, arrangement = self._live, self._arrangement
-            if not arrangement.allows(kernel.PROT_READ):
-                raise ValueError("protection 'none' cannot be populated; protect('r') first")
-            if write and not arrangement.allows(kernel.PROT_WRITE):
+            if write and not self._arrangement.allows(kernel.PROT_WRITE):
                 raise ValueError("a view that is not writable cannot be populated for writing")
-            placement.populate(region, arrangement, 0, self.nbytes, write=write)
+            self._populate(write=write)
+
+    def _populate(self, *, write: bool) -> None:
+        """With `write`, the parts that may be written are made ready for it."""
+        if not self._arrangement.allows(kernel.PROT_READ):
+            raise ValueError("protection 'none' cannot be populated; protect('r') first")
+        placement.populate(self._live, self._arrangement, 0, self.nbytes, write=write)
 
     def discard(self, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Give the pages of a range back to the system (MADV_REMOVE): zeros in every view.

@@ -131,7 +131,7 @@ def _mirror_array(
         shift,
         strides=source.strides,
         start=first,
-        readonly=not source.flags.writeable,
+        readonly=protection is None and not source.flags.writeable,
     )
 
 
@@ -291,7 +291,13 @@ def _foreign_run(vma: VmaInfo, at: int, end: int, wanted: int | None) -> Run:
     ):
         _refuse_reach(end - at, vma.name)
     return Run(
-        None, 0, end - at, bits, source=at, source_protection=vma.protection, notes_writes=_is_on_disk(vma)
+        None,
+        offset,
+        end - at,
+        bits,
+        source=at,
+        source_protection=vma.protection,
+        notes_writes=_is_on_disk(vma),
     )
 
 
@@ -374,7 +380,7 @@ def _by_descriptor(runs: Sequence[Run], refusal: MapError) -> list[Run]:
                     backing = Backing.behind(vma, write=bool(run.protection & kernel.PROT_WRITE))
                 except MapError:
                     raise (refusal if refusal.errno == errno.ENOMEM else _refused(refusal)) from None
-                run = run._replace(backing=backing, offset=vma.offset + run.source - vma.start, source=0)
+                run = run._replace(backing=backing, source=0)
             found.append(run)
     return found
 

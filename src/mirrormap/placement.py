@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     Attributes:
         backing: the object, or None for memory known only by an address that shows it.
-        offset: of the first byte in the object; 0 when there is no backing.
+        offset: of the first byte in the object.
         nbytes: bytes shown; only the last run of an arrangement may end inside a page.
         protection: PROT_* bits.
         page_nbytes: the page size behind it.
@@ -52,19 +52,23 @@ class Run(NamedTuple):
     def part(self, start: int, nbytes: int, protection: int | None = None) -> Run:
         """Bytes [start, start + nbytes) of the run, with another protection if one is given."""
         return self._replace(
-            offset=self.offset + start if self.backing is not None else 0,
+            offset=self.offset + start,
             nbytes=nbytes,
             protection=self.protection if protection is None else protection,
             source=self.source + start if self.source else 0,
         )
 
     def continues(self, other: Run) -> bool:
-        """Does it go on where `other` ends, so that both are one run?"""
-        if (self.backing, self.protection) != (other.backing, other.protection):
-            return False
-        if self.backing is not None:
-            return self.offset == other.offset + other.nbytes
-        return self.source == other.source + other.nbytes
+        """Does it go on where `other` ends, so that both are one run?
+
+        Memory known only by address stays in the pieces it was found in: one mremap over two entries
+        of the address space would show the first one's object for both.
+        """
+        return (
+            self.backing is not None
+            and (self.backing, self.protection) == (other.backing, other.protection)
+            and self.offset == other.offset + other.nbytes
+        )
 
 
 class Arrangement:

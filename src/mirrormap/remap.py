@@ -121,8 +121,11 @@ def _mirror(source: int, nbytes: int, flags: int, target: int) -> int:
             check_alignment(target, run.page_nbytes, room)
     region = place_foreign(runs)
     last = runs[-1]
-    if last.protection & kernel.PROT_READ and not kernel.is_readable(
-        region.address + room - last.page_nbytes
+    behind = room - last.page_nbytes
+    if (
+        last.protection & kernel.PROT_READ
+        and not kernel.is_readable(source + behind)
+        and not kernel.is_readable(region.address + behind)
     ):
         kernel.unmap(region)
         _refuse(errno.EFAULT, nbytes, "The range reaches past the end of its object: a later SIGBUS")
