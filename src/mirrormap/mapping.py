@@ -209,7 +209,7 @@ class Mapping(Exporter):
         with self._lock:
             arrangement = self._arrangement
             count = as_nbytes(nbytes, "nbytes")
-            if arrangement.runs[0].backing is None:
+            if count > self.nbytes and arrangement.runs[0].backing is None:
                 self._find_backing()
             if not _is_plain(arrangement):
                 raise ValueError("an arrangement of several runs keeps its size; arrange a new one")
@@ -386,8 +386,10 @@ class Mapping(Exporter):
 
 def _is_plain(arrangement: Arrangement) -> bool:
     """One stretch of one object, whatever protections its parts have?"""
-    runs = [run._replace(protection=0) for run in arrangement.runs]
-    return all(after.continues(before) for before, after in itertools.pairwise(runs))
+    return all(
+        after.backing is before.backing and after.offset == before.offset + before.nbytes
+        for before, after in itertools.pairwise(arrangement.runs)
+    )
 
 
 def check_address(address: int | None, page_nbytes: int) -> None:
