@@ -32,6 +32,7 @@ from mirrormap.units import format_nbytes
 HELP = "mirror real memory of several kinds and show what happens"
 _FAULT_NBYTES = 64 << 20
 _HUGE_PAGES = 4
+_PATIENCE_S = 30
 
 
 def add_parser(commands: Any) -> None:
@@ -96,36 +97,35 @@ def _standard_mmap(console: Console) -> None:
         kernel.munmap(flagged, len(original))
 
 
-def _child(name: str, go: Any, done: Any) -> None:
+def _child(name: str, mirrored: Any, written: Any, shown: Any) -> None:
     block = shared_memory.SharedMemory(name=name)
-    go.wait()
     assert block.buf is not None
+    mirrored.wait(_PATIENCE_S)
     block.buf[:22] = b"written by the child, "
-    done.set()
-    go.clear()
-    go.wait()
+    written.set()
+    shown.wait(_PATIENCE_S)
     block.close()
 
 
 def _shared_with_a_process(console: Console) -> None:
     _title(console, "2. A SharedMemory block that a second, living process has open")
     context = multiprocessing.get_context("spawn")
+    mirrored, written, shown = context.Event(), context.Event(), context.Event()
     block = shared_memory.SharedMemory(create=True, size=8 * PAGE_NBYTES)
     try:
-        go, done = context.Event(), context.Event()
-        child = context.Process(target=_child, args=(block.name, go, done))
+        child = context.Process(target=_child, args=(block.name, mirrored, written, shown))
         child.start()
-        with mirror(block) as mirrored:
-            go.set()
-            done.wait(30)
+        with mirror(block) as other:
+            mirrored.set()
+            written.wait(_PATIENCE_S)
             assert block.buf is not None
             view = np.frombuffer(block.buf, "u1")
-            _compare(console, view, mirrored.array())
+            _compare(console, view, other.array())
             del view
-            text = bytes(memoryview(mirrored)[:22]).decode()
+            text = bytes(memoryview(other)[:22]).decode()
             console.print(f"Process {child.pid} wrote, this mirror shows: {text!r}")
-        go.set()
-        child.join(30)
+        shown.set()
+        child.join(_PATIENCE_S)
     finally:
         block.close()
         block.unlink()
