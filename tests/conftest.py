@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gc
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import HUGE_POOLS, default_huge_nbytes, reserved
+
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("dev", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
 
 
 def held() -> dict[str, int]:
@@ -52,42 +49,6 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     after = held()
     grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
     assert not grown, f"left behind (before, after): {grown}"
-
-
-@contextlib.contextmanager
-def reserved(page_nbytes: int, count: int) -> Iterator[int]:
-    """`count` more free huge pages of one size, given back afterwards; one test process at a time.
-
-    The pool belongs to the machine, hence the lock. Skips only where the machine cannot: no root,
-    no pool of that size, or no contiguous memory for it.
-    """
-    pool = HUGE_POOLS / f"hugepages-{page_nbytes >> 10}kB" / "nr_hugepages"
-    if not pool.exists():
-        pytest.skip(f"this kernel has no pool of {page_nbytes:,}-byte pages")
-    if not os.access(pool, os.W_OK):
-        pytest.skip("only root can reserve huge pages")
-    lock = os.open(Path(tempfile.gettempdir()) / "mirrormap-hugepages.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = int(pool.read_text())
-        try:
-            pool.write_text(str(before + count))
-            got = int(pool.read_text()) - before
-            if got < count:
-                pytest.skip(f"the machine gave {got} of {count} pages of {page_nbytes:,} bytes")
-            yield page_nbytes
-        finally:
-            gc.collect()
-            pool.write_text(str(before))
-    finally:
-        os.close(lock)
-
-
-def default_huge_nbytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Hugepagesize:"):
-            return int(line.split()[1]) << 10
-    pytest.skip("this kernel has no huge pages")
 
 
 @pytest.fixture

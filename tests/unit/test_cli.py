@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from conftest import default_huge_nbytes, reserved
+from support import default_huge_nbytes, reserved
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,186 @@
+"""What several tests need: memory made without the package, crash cases, huge pages on loan."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import mmap
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+PAGE = mmap.PAGESIZE
+TESTS = Path(__file__).parent
+HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
+
+PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
+RW = PROT_READ | PROT_WRITE
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 0x10, 0x20
+MAP_NORESERVE, MAP_LOCKED, MAP_POPULATE, MAP_HUGETLB = 0x4000, 0x2000, 0x8000, 0x40000
+MFD_ALLOW_SEALING, MFD_HUGETLB = 2, 4
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+]  # fmt: skip
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def checked(result: Any) -> Any:
+    """The result of a C call, or its OSError."""
+    if result in (-1, None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+class Raw:
+    """A mapping made by mmap(2) itself, with nobody's help; unmapped at the end of the block."""
+
+    def __init__(
+        self,
+        nbytes: int,
+        protection: int = RW,
+        flags: int = MAP_SHARED | MAP_ANONYMOUS,
+        fd: int = -1,
+        offset: int = 0,
+        at: int | None = None,
+    ) -> None:
+        if at is not None:
+            flags |= MAP_FIXED
+        self.address: int = checked(libc.mmap(at, nbytes, protection, flags, fd, offset))
+        self.nbytes = nbytes
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.unmap()
+
+    def unmap(self) -> None:
+        checked(libc.munmap(self.address, self.nbytes))
+
+    @property
+    def buffer(self) -> ctypes.Array[ctypes.c_ubyte]:
+        return (ctypes.c_ubyte * self.nbytes).from_address(self.address)
+
+    def protect(self, start: int, nbytes: int, protection: int) -> None:
+        checked(libc.mprotect(self.address + start, nbytes, protection))
+
+
+def read(address: int, nbytes: int) -> bytes:
+    return ctypes.string_at(address, nbytes)
+
+
+def write(address: int, data: bytes) -> None:
+    ctypes.memmove(address, data, len(data))
+
+
+def unmap(address: int, nbytes: int) -> None:
+    checked(libc.munmap(address, nbytes))
+
+
+def address_of(buffer: Any) -> int:
+    return int(np.frombuffer(buffer, "u1").__array_interface__["data"][0])
+
+
+def protections(address: int, nbytes: int) -> list[str]:
+    """The permission letters of the entries of /proc/self/maps under a range."""
+    found = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        where, letters = line.split()[:2]
+        start, end = (int(part, 16) for part in where.split("-"))
+        if start < address + nbytes and address < end:
+            found.append(letters)
+    return found
+
+
+def is_mapped(address: int, nbytes: int = PAGE) -> bool:
+    return bool(protections(address, nbytes))
+
+
+def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
+    """Minor faults taken by one access to every page; the code itself is warm by then."""
+    flat = array.reshape(-1).view("u1")
+    warm = np.zeros(8 * PAGE, "u1")
+    for _ in range(2):
+        warm[::PAGE] = 1
+        warm[::PAGE].sum()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    if write:
+        flat[::PAGE] = 1
+    else:
+        flat[::PAGE].sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def run_python(
+    script: str, *, prefix: list[str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh interpreter that finds tests/ too."""
+    code = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{script}"
+    return subprocess.run(
+        [*(prefix or []), sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def succeeds(script: str, **options: Any) -> str:
+    done = run_python(script, **options)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def dies_by(script: str) -> int:
+    """The signal that ends a script: for what a wild access does."""
+    done = run_python("import faulthandler; faulthandler.disable()\n" + script)
+    assert done.returncode < 0, f"{done.returncode}: {done.stderr}"
+    return -done.returncode
+
+
+@contextlib.contextmanager
+def reserved(page_nbytes: int, count: int) -> Iterator[int]:
+    """`count` more free huge pages of one size, given back afterwards; one test process at a time.
+
+    The pool belongs to the machine, hence the lock. Skips only where the machine cannot: no root,
+    no pool of that size, or no contiguous memory for it.
+    """
+    pool = HUGE_POOLS / f"hugepages-{page_nbytes >> 10}kB" / "nr_hugepages"
+    if not pool.exists():
+        pytest.skip(f"this kernel has no pool of {page_nbytes:,}-byte pages")
+    if not os.access(pool, os.W_OK):
+        pytest.skip("only root can reserve huge pages")
+    lock = os.open(Path(tempfile.gettempdir()) / "mirrormap-hugepages.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(pool.read_text())
+        try:
+            pool.write_text(str(before + count))
+            got = int(pool.read_text()) - before
+            if got < count:
+                pytest.skip(f"the machine gave {got} of {count} pages of {page_nbytes:,} bytes")
+            yield page_nbytes
+        finally:
+            gc.collect()
+            pool.write_text(str(before))
+    finally:
+        os.close(lock)
+
+
+def default_huge_nbytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Hugepagesize:"):
+            return int(line.split()[1]) << 10
+    pytest.skip("this kernel has no huge pages")

@@ -1,0 +1,46 @@
+"""The public surface is pinned: adding or losing a name is a decision, not an accident."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import mirrormap
+
+PUBLIC = [
+    "MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "Capabilities", "ClosedError",
+    "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Pages", "copyto", "empty", "full",
+    "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
+]  # fmt: skip
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(mirrormap.__all__) == sorted(PUBLIC)
+    assert all(hasattr(mirrormap, name) for name in PUBLIC)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("MREMAP")])
+def test_every_public_object_is_documented(name: str) -> None:
+    documented = getattr(mirrormap, name)
+    assert inspect.getdoc(documented)
+    if inspect.isclass(documented):
+        for attribute, value in vars(documented).items():
+            if not attribute.startswith("_") and (
+                callable(value) or isinstance(value, property | classmethod)
+            ):
+                assert inspect.getdoc(getattr(documented, attribute)), f"{name}.{attribute}"
+
+
+def test_errors_are_what_the_contract_says() -> None:
+    assert issubclass(mirrormap.MapError, OSError)
+    assert issubclass(mirrormap.MapError, mirrormap.MirrorError)
+    assert issubclass(mirrormap.NotMirrorableError, mirrormap.MapError)
+    assert issubclass(mirrormap.ClosedError, ValueError)
+    assert issubclass(mirrormap.ClosedError, mirrormap.MirrorError)
+
+
+def test_the_flag_is_ours_alone() -> None:
+    kernels = {1, 2, 4, 8, 16}  # MAYMOVE, FIXED, DONTUNMAP, and two that a pending series claims
+    assert mirrormap.MREMAP_MIRROR not in kernels
+    assert all(not mirrormap.MREMAP_MIRROR & bit for bit in kernels)

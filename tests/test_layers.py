@@ -1,0 +1,98 @@
+"""The architecture, checked: imports point down, and each thing is done in one place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "mirrormap"
+
+RANK = {
+    "_core": 0, "errors": 0, "units": 0,
+    "kernel": 1,
+    "procmaps": 2, "protections": 2, "handover": 2,
+    "backing": 3,
+    "placement": 4,
+    "views": 5,
+    "mapping": 6,
+    "pages": 7,
+    "mirror": 8,
+    "remap": 9, "arrays": 9, "aliasing": 9, "capabilities": 9,
+    "cli": 10,
+    "__init__": 11, "__main__": 12,
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "mirrormap":
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith("mirrormap."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mirrormap.")}
+    return found
+
+
+def layer(path: Path) -> str:
+    return "cli" if path.parent.name == "cli" else path.stem
+
+
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down_only(path: Path) -> None:
+    mine = layer(path)
+    for other in imported(path):
+        if mine == other == "cli":
+            continue
+        assert RANK[other] < RANK[mine], f"{mine} imports {other}, which is not below it"
+
+
+def test_every_module_has_a_rank() -> None:
+    assert {layer(path) for path in FILES} | {"_core"} == set(RANK)
+
+
+def test_only_kernel_imports_the_extension() -> None:
+    assert [layer(path) for path in FILES if "_core" in imported(path)] == ["kernel"]
+
+
+def test_only_procmaps_reads_proc_and_sys() -> None:
+    readers = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                text = " ".join(ast.unparse(argument) for argument in node.args)
+                opens = name in ("open", "Path", "os.open", "os.stat", "os.readlink", "os.listdir")
+                if opens and re.search(r"['\"]/(proc|sys)\b", text):
+                    readers.add(layer(path))
+    assert readers <= {"procmaps", "capabilities"}, readers
+
+
+def test_nothing_in_the_package_uses_ctypes() -> None:
+    assert not [
+        path for path in FILES if re.search(r"^\s*(import|from) ctypes", path.read_text(), re.MULTILINE)
+    ]
+
+
+CALLS = r"\b(mmap|munmap|mremap|mprotect|madvise|msync|memfd_create|ftruncate|fallocate|ioctl|syscall|fcntl|open|close|fstat)\("
+
+
+def test_system_calls_stand_in_one_file_that_knows_no_python() -> None:
+    native = SOURCE / "_native"
+    for path in sorted(native.glob("*.c")):
+        code = re.sub(r"/\*.*?\*/|\"[^\"]*\"", "", path.read_text(), flags=re.DOTALL)
+        if path.name == "sys.c":
+            assert "Python.h" not in code
+        else:
+            assert not re.search(CALLS, code), f"{path.name} makes a system call itself"
+    assert "Python.h" not in re.sub(r"/\*.*?\*/", "", (native / "sys.h").read_text(), flags=re.DOTALL)

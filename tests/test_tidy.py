@@ -1,0 +1,63 @@
+"""Style rules that a machine can keep."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "mirrormap"
+PYTHON = sorted(SOURCE.rglob("*.py"))
+NATIVE = sorted((SOURCE / "_native").glob("*.[ch]"))
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("not a git checkout: nothing says which files belong to the project")
+    return [ROOT / name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=lambda path: path.name)
+def test_files_are_small_enough_to_hold_in_the_head(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 430
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            length = (node.end_lineno or 0) - node.lineno + 1 - len(docstring.splitlines())
+            assert length <= 70, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
+def test_no_variable_is_called_size(path: Path) -> None:
+    """nbytes, count and index are different words."""
+    names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+    assert "size" not in names or path.name in ("units.py", "procmaps.py", "capabilities.py", "backing.py")
+
+
+def test_no_page_size_is_written_as_a_number() -> None:
+    for path in PYTHON:
+        numbers = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, int)
+        }
+        assert not numbers & {4096, 2 << 20, 65536}, path.name
+
+
+def test_the_project_names_no_machine_and_no_registry() -> None:
+    words = "|".join(("/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/", "py" + "pi\\.org", "pythonhosted"))
+    for path in tracked():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        assert not re.search(words, text), path
