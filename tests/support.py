@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def dies_by(script: str) -> int:
 
 
 @contextlib.contextmanager
-def reserved(page_nbytes: int, count: int) -> Iterator[int]:
+def reserved(page_nbytes: int, count: int) -> Generator[int]:
     """`count` more free huge pages of one size, given back afterwards; one test process at a time.
 
     The pool belongs to the machine, hence the lock. Skips only where the machine cannot: no root,
