@@ -6,7 +6,9 @@ SOURCES := $(shell find src docs/man -type f -not -name '*.pyc' 2>/dev/null) mes
 export PATH := $(abspath $(BIN)):$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 
-.PHONY: help demo test lint docs bench sanitize clean
+CC ?= cc
+
+.PHONY: help demo test lint audit docs bench sanitize clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -39,6 +41,28 @@ lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint
 docs: $(VENV)/.installed $(VENV)/.group-docs ## build the site and the manual pages
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b man docs docs/_build/man
+
+ASAN := .venv-asan
+PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+
+$(ASAN)/bin/uv:
+	$(PYTHON) -m venv $(ASAN)
+	$(ASAN)/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
+sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
+sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
+	uv pip install --quiet --group build --group test numpy rich
+	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
+		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
+		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc \
+		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(PYTEST_ARGS)
+
+audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
+	rm -rf dist
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --out-dir dist .
+	abi3audit --strict --report dist/*.whl
 
 bench: $(VENV)/.installed $(VENV)/.group-bench ## run the benchmarks against C
 	$(BIN)/python bench/run.py

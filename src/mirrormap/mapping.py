@@ -45,10 +45,11 @@ class Mapping(Exporter):
         nbytes: bytes shown; `len(m)` too.
     """
 
-    __slots__ = ("__weakref__", "_inherit", "_label", "_lock")
+    __slots__ = ("__weakref__", "_inherit", "_label", "_lock", "_reserved")
     _inherit: Literal["share", "none"]
     _label: str
     _lock: threading.RLock
+    _reserved: bool  # the window is larger than what is shown, and stays so when that shrinks
 
     def __init__(self) -> None:
         raise TypeError("make a Mapping with Pages.map(), Pages.arrange(), Pages.views() or mirror()")
@@ -60,6 +61,7 @@ class Mapping(Exporter):
         mapping._label = label
         mapping._lock = threading.RLock()
         mapping._inherit = "share"
+        mapping._reserved = region.window >= region.nbytes + mapping.page_size
         return mapping
 
     @classmethod
@@ -225,7 +227,7 @@ class Mapping(Exporter):
         if region.shown(nbytes, region.nbytes):
             raise BufferError(f"arrays or memoryviews still show bytes beyond {nbytes:,}; delete them first")
         if room < taken:
-            if region.window > taken:
+            if self._reserved:
                 kernel.vacate(region, room, taken - room, self._label)
             else:
                 kernel.trim(region, room, self._label)
@@ -254,6 +256,7 @@ class Mapping(Exporter):
         else:
             # the old region goes with its last view
             self._region = placement.place(grown, label=self._label, window_nbytes=room)
+            self._reserved = False
         if self._inherit == "none":
             self.inherit = "none"
 
@@ -378,7 +381,12 @@ class Mapping(Exporter):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            if kind is None:
+                raise
+            self._region = None  # an exception is on its way; the range goes with its last view
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Mapping has an address of this process; pickle its Pages and map them there")

@@ -248,13 +248,11 @@ static PyObject *call_fault_arm(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *call_fault_seen(PyObject *module, PyObject *unused)
+static PyObject *call_fault_hit(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    bool hit;
-    long seen = mm_fault_seen(&hit);
-    return Py_BuildValue("(lO)", seen, hit ? Py_True : Py_False);
+    return PyUnicode_FromString(mm_fault_hit());
 }
 #endif
 
@@ -281,7 +279,7 @@ PyMethodDef call_methods[] = {
     {"set_closed_error", call_set_closed_error, METH_O, NULL},
 #ifdef MIRRORMAP_FAULTS
     {"fault_arm", call_fault_arm, METH_VARARGS, NULL},
-    {"fault_seen", call_fault_seen, METH_NOARGS, NULL},
+    {"fault_hit", call_fault_hit, METH_NOARGS, NULL},
 #endif
     {NULL, NULL, 0, NULL},
 };

@@ -19,7 +19,7 @@ static struct {
     char call[24];
     long nth, seen;
     int error;
-    bool hit;
+    const char *hit;
 } fault;
 
 void mm_fault_arm(const char *call, long nth, int error)
@@ -30,10 +30,9 @@ void mm_fault_arm(const char *call, long nth, int error)
     fault.error = error;
 }
 
-long mm_fault_seen(bool *hit)
+const char *mm_fault_hit(void)
 {
-    *hit = fault.hit;
-    return fault.seen;
+    return fault.hit != NULL ? fault.hit : "";
 }
 
 static int injected(const char *call)
@@ -42,7 +41,7 @@ static int injected(const char *call)
         return 0;
     if (++fault.seen != fault.nth)
         return 0;
-    fault.hit = true;
+    fault.hit = call;
     return fault.error;
 }
 #define FAULT(call)                        \

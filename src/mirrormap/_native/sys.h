@@ -81,8 +81,8 @@ int mm_sys_scan(int fd, uint64_t start, uint64_t end,
 #ifdef MIRRORMAP_FAULTS
 /* Make the nth next call named `call` ("mmap", "*" for any) answer `error`. */
 void mm_fault_arm(const char *call, long nth, int error);
-/* How many calls came by since the last arming, and whether the fault was hit. */
-long mm_fault_seen(bool *hit);
+/* The call that was made to fail since the last arming, or "". */
+const char *mm_fault_hit(void);
 #endif
 
 #endif
