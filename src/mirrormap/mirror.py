@@ -100,6 +100,8 @@ def mirror(
         return _mirror_array(cast("NDArray[Any]", source), protection, populate, address)
     with _buffer_of(source) as view:
         start, length, readonly = kernel.buffer_address(view)
+        if not length:
+            raise ValueError("a mirror needs at least one byte")
         if start % PAGE_NBYTES:
             foreign_runs(start, max(1, length), None)  # memory that cannot be mirrored at all says so
             raise ValueError(

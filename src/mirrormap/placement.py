@@ -330,10 +330,13 @@ def explained(error: MapError, arrangement: Arrangement) -> MapError:
     if error.errno != errno.ENOMEM or error.advice:
         return error
     huge = next((run for run in arrangement.runs if run.page_nbytes > PAGE_NBYTES), None)
-    if huge is not None and error.call == "mmap":
-        advice = _pool_advice(huge.page_nbytes, arrangement)
-    else:
-        advice = procmaps.advice_for_enomem(error.nbytes)
+    try:
+        if huge is not None and error.call == "mmap":
+            advice = _pool_advice(huge.page_nbytes, arrangement)
+        else:
+            advice = procmaps.advice_for_enomem(error.nbytes)
+    except (MemoryError, OSError):  # not even enough left to look
+        return error
     return type(error)(errno.ENOMEM, call=error.call, nbytes=error.nbytes, label=error.label, advice=advice)
 
 
