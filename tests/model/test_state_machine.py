@@ -1,0 +1,217 @@
+"""Random lives of Pages and their views, against plain bytes; leaks are counted after each."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import mirrormap as mm
+from conftest import held
+from support import PAGE, default_huge_nbytes, reserved
+
+LIMIT_PAGES = 6
+
+
+class View:
+    def __init__(self, mapping: mm.Mapping, places: list[int], protection: str, resizable: bool) -> None:
+        self.mapping, self.places, self.protection, self.resizable = mapping, places, protection, resizable
+        self.held: Any = None
+
+
+class Life(RuleBasedStateMachine):
+    """The model: one byte at the start of every page, and for each view the list of pages it shows."""
+
+    page_nbytes = PAGE
+
+    @initialize(count=st.integers(1, 4))
+    def make(self, count: int) -> None:
+        self.before = held()
+        self.pages = mm.Pages(count * self.page_nbytes, page_size=self.page_nbytes)
+        self.bytes = [0] * count
+        self.views: list[View] = []
+
+    def pick(self, data: Any) -> View:
+        return data.draw(st.sampled_from(self.views))
+
+    def add(
+        self, mapping: mm.Mapping, places: list[int], protection: str = "rw", resizable: bool = True
+    ) -> None:
+        self.views.append(View(mapping, places, protection, resizable))
+
+    def few(self) -> bool:
+        return len(self.views) < 6
+
+    @precondition(few)
+    @rule(
+        data=st.data(), protection=st.sampled_from(["rw", "r"]), populate=st.booleans(), reserve=st.booleans()
+    )
+    def map(self, data: Any, protection: str, populate: bool, reserve: bool) -> None:
+        first = data.draw(st.integers(0, len(self.bytes) - 1))
+        count = data.draw(st.integers(1, len(self.bytes) - first))
+        mapping = self.pages.map(
+            first * self.page_nbytes, count * self.page_nbytes, protection=protection, populate=populate,
+            reserve=LIMIT_PAGES * self.page_nbytes if reserve else None,
+        )  # fmt: skip
+        self.add(mapping, list(range(first, first + count)), protection)
+
+    @precondition(few)
+    @rule(data=st.data())
+    def arrange(self, data: Any) -> None:
+        places = data.draw(st.lists(st.integers(0, len(self.bytes) - 1), min_size=1, max_size=4))
+        unit = self.page_nbytes
+        plain = all(b == a + 1 for a, b in zip(places, places[1:], strict=False))
+        self.add(self.pages.arrange([(place * unit, unit) for place in places]), places, resizable=plain)
+
+    @precondition(lambda self: self.views and self.few())
+    @rule(data=st.data(), way=st.sampled_from(["method", "function", "array"]))
+    def mirror(self, data: Any, way: str) -> None:
+        view = self.pick(data)
+        if way == "array":
+            array = mm.mirror(view.mapping.array())
+            assert array[:: self.page_nbytes].tolist() == [self.bytes[place] for place in view.places]
+            return
+        first = data.draw(st.integers(0, len(view.places) - 1))
+        count = data.draw(st.integers(1, len(view.places) - first))
+        offset, nbytes = first * self.page_nbytes, count * self.page_nbytes
+        made = (
+            view.mapping.mirror(offset, nbytes)
+            if way == "method"
+            else mm.mirror(view.mapping, offset, nbytes)
+        )
+        assert made.protection == view.protection
+        self.add(made, view.places[first : first + count], view.protection, view.resizable)
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data(), value=st.integers(1, 255))
+    def write(self, data: Any, value: int) -> None:
+        view = self.pick(data)
+        index = data.draw(st.integers(0, len(view.places) - 1))
+        array = view.mapping.array(offset=index * self.page_nbytes, shape=1)
+        if "w" in view.protection:
+            array[0] = value
+            self.bytes[view.places[index]] = value
+        else:
+            assert not array.flags.writeable
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data(), count=st.integers(1, LIMIT_PAGES))
+    def resize_view(self, data: Any, count: int) -> None:
+        view = self.pick(data)
+        before = len(view.places)
+        if not view.resizable:
+            if count != before:
+                with pytest.raises(ValueError, match="arrange a new one"):
+                    view.mapping.resize(count * self.page_nbytes)
+            return
+        if view.held is not None and count < before:
+            with pytest.raises(BufferError):
+                view.mapping.resize(count * self.page_nbytes)
+            return
+        view.mapping.resize(count * self.page_nbytes)
+        first = view.places[0]
+        view.places = list(range(first, first + count))
+        self.bytes += [0] * (first + count - len(self.bytes))
+
+    @rule(count=st.integers(1, LIMIT_PAGES))
+    def resize_pages(self, count: int) -> None:
+        beyond = any(view.held is not None and max(view.held[1]) >= count for view in self.views)
+        if count < len(self.bytes) and beyond:
+            with pytest.raises(BufferError):
+                self.pages.resize(count * self.page_nbytes)
+            return
+        self.pages.resize(count * self.page_nbytes)
+        # views that reach further read zeros there, and the model keeps those pages as zeros
+        longest = max([count, *(max(view.places) + 1 for view in self.views)])
+        self.bytes = [value if index < count else 0 for index, value in enumerate(self.bytes)][:longest]
+        self.bytes += [0] * (longest - len(self.bytes))
+        if longest > count:
+            self.pages.resize(longest * self.page_nbytes)
+
+    @rule(data=st.data())
+    def discard(self, data: Any) -> None:
+        place = data.draw(st.integers(0, len(self.bytes) - 1))
+        if self.page_nbytes == PAGE:
+            self.pages.discard(place * self.page_nbytes, self.page_nbytes)
+            self.bytes[place] = 0
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data(), protection=st.sampled_from(["rw", "r", "rx"]))
+    def protect(self, data: Any, protection: str) -> None:
+        view = self.pick(data)
+        view.mapping.protect(protection)
+        view.protection = protection
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data())
+    def populate(self, data: Any) -> None:
+        view = self.pick(data)
+        view.mapping.populate()
+        assert view.mapping.resident == view.mapping.nbytes
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data())
+    def hold(self, data: Any) -> None:
+        view = self.pick(data)
+        view.held = (view.mapping.array(), list(view.places)) if view.held is None else None
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data())
+    def close(self, data: Any) -> None:
+        view = self.pick(data)
+        if view.held is not None:
+            if view.held[0].__array_interface__["data"][0] == view.mapping.address:
+                with pytest.raises(BufferError):
+                    view.mapping.close()
+                return
+            view.held = None
+        view.mapping.close()
+        self.views.remove(view)
+
+    @invariant()
+    def every_view_shows_its_pages(self) -> None:
+        for view in getattr(self, "views", []):
+            array = view.mapping.array()
+            assert array.nbytes == len(view.places) * self.page_nbytes
+            assert array[:: self.page_nbytes].tolist() == [self.bytes[place] for place in view.places]
+            if view.held is not None:
+                held_array, places = view.held
+                assert held_array[:: self.page_nbytes].tolist() == [self.bytes[place] for place in places]
+            del array
+
+    def teardown(self) -> None:
+        if hasattr(self, "views"):
+            self.views.clear()
+            self.pages.close()
+            del self.pages
+            gc.collect()
+            after = held()
+            grown = {
+                what: after[what] - self.before[what] for what in after if after[what] > self.before[what]
+            }
+            assert not grown, grown
+
+
+def test_a_life_on_ordinary_pages() -> None:
+    run_state_machine_as_test(Life, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+
+
+def test_a_life_on_huge_pages() -> None:
+    with reserved(default_huge_nbytes(), 40) as huge:
+        machine = type("HugeLife", (Life,), {"page_nbytes": huge})
+        run_state_machine_as_test(
+            machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
+        )
+    assert np.dtype("u1").itemsize == 1

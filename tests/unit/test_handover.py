@@ -1,0 +1,71 @@
+"""Pages in other processes: every way multiprocessing starts them, and both directions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from typing import Any
+
+import pytest
+
+import mirrormap as mm
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+def answer(pages: mm.Pages, other: mm.Pages, results: Any) -> None:
+    with pages.map() as view:
+        view.array()[1] = view.array()[0] + 1
+    results.put((pages.nbytes, other.nbytes, os.get_inheritable(pages.fileno())))
+
+
+def take(pipe: Any) -> None:
+    pages = pipe.recv()
+    with pages.map() as view:
+        view.array()[5] = 55
+    pipe.send(pages.nbytes)
+    pipe.close()
+
+
+@pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
+@pytest.mark.parametrize("method", METHODS)
+def test_children_get_the_same_pages(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    results = context.Queue()
+    with mm.Pages(10_000, name="handed") as pages, pages.map() as view:
+        view.array()[0] = 41
+        child = context.Process(target=answer, args=(pages, pages, results))
+        child.start()
+        first, second, inheritable = results.get(timeout=60)
+        child.join(60)
+        assert child.exitcode == 0
+        assert (first, second, inheritable) == (pages.nbytes, pages.nbytes, False)
+        assert view.array()[1] == 42
+        child.close()
+
+
+@pytest.mark.leaks_by_nature
+def test_pages_travel_through_a_pipe() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=take, args=(theirs,))
+    child.start()
+    with mm.Pages(8192) as pages, pages.map() as view:
+        ours.send(pages)
+        assert ours.recv() == pages.nbytes
+        assert view.array()[5] == 55
+    child.join(60)
+    child.close()
+
+
+@pytest.mark.leaks_by_nature
+def test_the_logical_size_travels_not_the_object_s() -> None:
+    with mm.Pages(64 << 10) as pages:
+        pages.resize(8 << 10)
+        with pickle.loads(pickle.dumps(pages)) as again:
+            assert again.nbytes == 8 << 10
+            again.resize(64 << 10)
+            assert os.fstat(again.fileno()).st_size == 64 << 10
+    with mm.Pages(1 << 21, page_size="thp") as pages, pickle.loads(pickle.dumps(pages)) as again:
+        assert "transparent" in repr(again)
