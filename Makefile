@@ -1,4 +1,5 @@
 # Everything a fresh clone needs: Python >= 3.11 with pip, and a C compiler.
+SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test lint audit docs bench sanitize clean
+.PHONY: help demo test lint audit docs man bench sanitize clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -41,6 +42,13 @@ lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint
 docs: $(VENV)/.installed $(VENV)/.group-docs ## build the site and the manual pages
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b man docs docs/_build/man
+	for page in docs/man/roff/*; do diff <(grep -v '^.TH' $$page) <(grep -v '^.TH' docs/_build/man/$${page##*/}) || \
+		{ echo "$$page is out of date: make man"; exit 1; }; done
+
+man: $(VENV)/.installed $(VENV)/.group-docs ## write the manual pages that the wheel installs
+	$(BIN)/python -m sphinx -W --keep-going -q -b man docs docs/_build/man
+	mkdir -p docs/man/roff
+	cp docs/_build/man/*.[13] docs/man/roff/
 
 ASAN := .venv-asan
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
