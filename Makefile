@@ -64,7 +64,7 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc \
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(PYTEST_ARGS)
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI

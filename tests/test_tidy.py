@@ -54,7 +54,7 @@ def test_no_page_size_is_written_as_a_number() -> None:
 
 
 def test_the_project_names_no_machine_and_no_registry() -> None:
-    words = "|".join(("/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/", "py" + "pi\\.org", "pythonhosted"))
+    words = "|".join(("/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/", "py" + "pi\\.org", "python" + "hosted"))
     for path in tracked():
         try:
             text = path.read_text()

@@ -35,6 +35,7 @@ from support import (
     dies_by,
     is_mapped,
     libc,
+    lock,
     protections,
     read,
     succeeds,
@@ -197,7 +198,7 @@ def test_a_system_v_segment_counts_its_mirror(mirrored: Mirrored) -> None:
 def test_a_locked_source_gives_a_locked_populated_mirror(mirrored: Mirrored) -> None:
     """Table of sources: mlock."""
     with Raw(4 * PAGE) as raw:
-        checked(libc.mlock(raw.address, 4 * PAGE))
+        lock(raw.address, 4 * PAGE)
         got = mirrored(raw.address, 4 * PAGE)
         assert procmaps.residency(got, 4 * PAGE).present == 4 * PAGE
 

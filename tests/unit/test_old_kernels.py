@@ -15,19 +15,12 @@ import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import ctypes, mmap, os, resource, tempfile
 import numpy as np, mirrormap as mm, seccomp
 from mirrormap import procmaps
+from support import stores_without_fault
 seccomp.act_like_an_old_kernel()
 PAGE = mmap.PAGESIZE
 
 def faults(array, write):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    if write:
-        array[::PAGE] = 1
-    else:
-        int(array[::PAGE].sum())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-for write in (True, False, True, False):  # the code itself faults in when it first runs
-    faults(np.zeros(4 * PAGE, "u1"), write)
+    return stores_without_fault(array, write=write)
 """
 
 
