@@ -72,7 +72,7 @@ audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its sta
 	$(BIN)/uv build --quiet --wheel --no-build-isolation --out-dir dist .
 	abi3audit --strict --report dist/*.whl
 
-bench: $(VENV)/.installed $(VENV)/.group-bench ## run the benchmarks against C
+bench: $(VENV)/.installed ## run the benchmarks against C
 	$(BIN)/python bench/run.py
 
 clean: ## remove what was built

@@ -99,7 +99,7 @@ def test_numpy_itself_is_wrong_here() -> None:
     numbers = np.arange(PAGE) % 251
     shifted = [0, *numbers[: PAGE - 1].tolist()]
     left[:PAGE] = numbers
-    right[1:PAGE] = left[: PAGE - 1]
+    np.add(left[: PAGE - 1], 0, out=right[1:PAGE])
     assert left[:PAGE].tolist() != shifted
     left[:PAGE] = numbers
     mm.copyto(right[1:PAGE], left[: PAGE - 1])
