@@ -18,8 +18,8 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.installed: $(BIN)/uv $(SOURCES)
-	$(BIN)/uv pip install --quiet --group build numpy rich
-	$(BIN)/uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap .
+	$(BIN)/uv pip install --quiet --compile-bytecode --group build numpy rich
+	$(BIN)/uv pip install --quiet --compile-bytecode --no-build-isolation --no-deps --reinstall-package mirrormap .
 	@touch $@
 
 $(VENV)/.group-%: $(BIN)/uv pyproject.toml

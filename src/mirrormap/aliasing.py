@@ -8,14 +8,16 @@ some pair of windows onto one object, they do so at object offsets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
-from numpy.typing import ArrayLike, NDArray
 
 from mirrormap.procmaps import AddressSpace
 from mirrormap.units import round_down, round_up
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["copyto", "is_mirror", "shares_memory"]
 

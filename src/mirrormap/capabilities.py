@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import resource
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -218,6 +217,8 @@ def _mirror_shared(routes: list[str]) -> str:
 
 
 def _mirror_file() -> str:
+    import tempfile  # costs milliseconds, which only a probe should pay
+
     with tempfile.TemporaryFile() as file:
         file.truncate(PAGE_NBYTES)
         with mmap.mmap(file.fileno(), PAGE_NBYTES) as source:

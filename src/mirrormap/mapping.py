@@ -14,9 +14,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsIndex
-
-from numpy.typing import DTypeLike, NDArray
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 from mirrormap import kernel, placement, procmaps
 from mirrormap.backing import Backing
@@ -26,6 +24,9 @@ from mirrormap.placement import Arrangement, Run
 from mirrormap.protections import protection_bits, protection_name
 from mirrormap.units import Size, as_nbytes, as_range, check_multiple, format_nbytes, round_up
 from mirrormap.views import array_over
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["Mapping", "check_address"]
 

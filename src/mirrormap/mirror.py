@@ -11,11 +11,10 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, cast, overload
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
-from numpy.typing import NDArray
 
 from mirrormap import kernel, placement, procmaps
 from mirrormap.backing import Backing
@@ -28,6 +27,9 @@ from mirrormap.procmaps import AddressSpace
 from mirrormap.protections import protection_bits
 from mirrormap.units import Size, as_range, round_down, round_up
 from mirrormap.views import array_over, check_dtype
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["can_mremap", "foreign_runs", "mirror", "own_region", "place_foreign"]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from mirrormap import kernel
 from mirrormap.kernel import Region
 from mirrormap.placement import Arrangement
 from mirrormap.units import Size, as_range, check_range
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["array_over", "check_dtype"]
 
