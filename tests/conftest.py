@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import HUGE_POOLS, default_huge_nbytes, libc, reserved
+from support import HUGE_POOLS, default_huge_nbytes, give_back_huge_pages, libc, reserved
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -25,6 +25,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 libc.mallopt(-8, 1)
 # multiprocessing's own helper process and its pipe stay for the session; start them before counting
 resource_tracker.ensure_running()
+
+
+def pytest_sessionfinish() -> None:
+    """The fault tests lose huge pages when an unmapping is made to fail; the pool gets them back."""
+    give_back_huge_pages()
 
 
 def _nbytes(line: str) -> int:

@@ -168,6 +168,15 @@ def dies_by(script: str) -> int:
     return -done.returncode
 
 
+_initial: dict[Path, int] = {}
+
+
+def give_back_huge_pages() -> None:
+    """Every pool as it was found. Pages that are still in use go with this process."""
+    for pool, count in _initial.items():
+        pool.write_text(str(count))
+
+
 @contextlib.contextmanager
 def reserved(page_nbytes: int, count: int) -> Generator[int]:
     """`count` more free huge pages of one size, given back afterwards; one test process at a time.
@@ -184,6 +193,7 @@ def reserved(page_nbytes: int, count: int) -> Generator[int]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = int(pool.read_text())
+        _initial.setdefault(pool, before)
         try:
             pool.write_text(str(before + count))
             got = int(pool.read_text()) - before
