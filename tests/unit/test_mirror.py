@@ -437,6 +437,29 @@ def test_anonymous_huge_pages_of_others_through_map_files(huge: int) -> None:
                 assert source.buffer[huge + 1] == 6
 
 
+def test_huge_pages_of_others_grow_shrink_and_are_discarded_through_their_mirror(huge: int) -> None:
+    with Raw(2 * huge, flags=MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB) as source:
+        source.buffer[0], source.buffer[huge] = 1, 2
+        with mm.mirror(source.buffer) as view:
+            view.resize(4 * huge)
+            assert view.array()[[0, huge]].tolist() == [1, 2]
+            view.array()[-1] = 9
+            view.resize(huge)
+            assert view.nbytes == huge
+            assert source.buffer[huge] == 2
+            view.resize(2 * huge)
+            view.discard(huge, huge)
+            assert (source.buffer[0], source.buffer[huge]) == (1, 0)
+
+
+def test_sharing_copies_once_and_the_original_stays_apart() -> None:
+    private = np.arange(1000)
+    shared = mm.share(private, populate=True)
+    shared[0] = 77
+    assert private[0] == 0
+    assert mm.mirror(shared)[0] == 77
+
+
 def test_huge_pages_of_others_by_their_open_descriptor(huge: int) -> None:
     fd = os.memfd_create("others", MFD_HUGETLB)
     try:
