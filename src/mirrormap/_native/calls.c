@@ -56,7 +56,7 @@ static PyObject *call_dup(PyObject *module, PyObject *args)
     int fd, copy, error;
     if (!PyArg_ParseTuple(args, "i", &fd))
         return NULL;
-    error = mm_sys_duplicate(fd, &copy);
+    WAITING(error, mm_sys_duplicate(fd, &copy));
     return error == 0 ? PyLong_FromLong(copy) : raise_errno(error);
 }
 
@@ -97,10 +97,11 @@ static PyObject *call_fallocate(PyObject *module, PyObject *args)
 static PyObject *call_add_seals(PyObject *module, PyObject *args)
 {
     (void)module;
-    int fd, seals;
+    int fd, seals, error;
     if (!PyArg_ParseTuple(args, "ii", &fd, &seals))
         return NULL;
-    return none_or(mm_sys_seal(fd, seals));
+    WAITING(error, mm_sys_seal(fd, seals));
+    return none_or(error);
 }
 
 static PyObject *call_get_seals(PyObject *module, PyObject *args)
@@ -109,7 +110,7 @@ static PyObject *call_get_seals(PyObject *module, PyObject *args)
     int fd, seals, error;
     if (!PyArg_ParseTuple(args, "i", &fd))
         return NULL;
-    error = mm_sys_seals(fd, &seals);
+    WAITING(error, mm_sys_seals(fd, &seals));
     return error == 0 ? PyLong_FromLong(seals) : raise_errno(error);
 }
 
