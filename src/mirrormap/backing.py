@@ -14,7 +14,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
 from mirrormap import kernel, procmaps
 from mirrormap.errors import MapError, NotMirrorableError
@@ -25,6 +25,8 @@ __all__ = ["Backing", "PageKind", "page_kind"]
 
 _PREFIX: Final = "mirrormap"
 _NAME_LIMIT: Final = 249  # memfd_create(2)
+
+_resizing: Final = threading.RLock()  # one for all objects: changes of size are rare and short
 
 
 class PageKind:
@@ -69,6 +71,14 @@ def page_kind(page_size: Size | None) -> PageKind:
     return PageKind(nbytes, huge_nbytes=nbytes)
 
 
+class Shows(Protocol):
+    """What a region keeps: it knows which stretches of an object lie where."""
+
+    def stretches(self, backing: Backing) -> Iterator[tuple[int, int, int]]:
+        """(byte in the region, offset in the object, nbytes), one a stretch."""
+        ...
+
+
 class Backing:
     """One kernel object that holds bytes in pages. Thread-safe.
 
@@ -84,7 +94,7 @@ class Backing:
     """
 
     __slots__ = (
-        "__weakref__", "_dumped", "_placed", "fd", "in_memory", "kind", "label", "lock", "nbytes",
+        "__weakref__", "_dumped", "_regions", "fd", "in_memory", "kind", "label", "nbytes",
         "truncates", "writable",
     )  # fmt: skip
 
@@ -106,14 +116,15 @@ class Backing:
         self.in_memory = in_memory
         self.truncates = truncates
         self.writable = writable
-        self.lock = threading.RLock()
-        self._placed: dict[weakref.ref[Region], list[_Placed]] = {}
+        self._regions: set[weakref.ref[Region]] = set()
         self._dumped: tuple[weakref.ref[Region], int, int] | None = None
 
     def __del__(self, _close: Callable[[int], None] = kernel.close) -> None:
         # half-made, or closed underneath by somebody's close_range()
-        with contextlib.suppress(AttributeError, MapError):
+        try:
             _close(self.fd)
+        except (AttributeError, MapError):
+            pass
 
     # --- made, opened, adopted -----------------------------------------------------------
 
@@ -121,7 +132,8 @@ class Backing:
     def create(cls, nbytes: int, kind: PageKind, name: str) -> Backing:
         """A new memfd of at least `nbytes`, sealed so that nobody can shorten it."""
         label = _PREFIX if name == _PREFIX else f"{_PREFIX}:{name}"
-        if "\0" in name or len(os.fsencode(label)) > _NAME_LIMIT:
+        nbytes_of_label = len(label) if label.isascii() else len(os.fsencode(label))
+        if "\0" in name or nbytes_of_label > _NAME_LIMIT:
             room = _NAME_LIMIT - len(_PREFIX) - 1
             raise ValueError(f"name must be at most {room} bytes long, without a NUL")
         nbytes = _rounded(nbytes, kind)
@@ -225,7 +237,7 @@ class Backing:
 
     def grow(self, nbytes: int) -> None:
         """Lengthen to at least `nbytes`; pages come into being when they are touched."""
-        with self.lock:
+        with _resizing:
             if not self.truncates or self.kind.huge_nbytes:
                 nbytes = _rounded(nbytes, self.kind)
             if nbytes <= self.nbytes:
@@ -240,7 +252,7 @@ class Backing:
 
         Raises: BufferError while a mapping of this process shows bytes beyond.
         """
-        with self.lock:
+        with _resizing:
             if not self.truncates or self.kind.huge_nbytes:
                 nbytes = _rounded(nbytes, self.kind)
             if nbytes >= self.nbytes:
@@ -264,34 +276,32 @@ class Backing:
 
     # --- who shows it --------------------------------------------------------------------
 
-    def note(self, region: Region, at: int, offset: int, nbytes: int) -> None:
-        """Remember that `region` shows [offset, offset + nbytes) at its byte `at`."""
-        key = weakref.ref(region, self._forget)
-        self._placed.setdefault(key, []).append(_Placed(at, offset, nbytes))
-
-    def _forget(self, key: weakref.ref[Region]) -> None:
-        self._placed.pop(key, None)
+    def note(self, region: Region) -> None:
+        """Remember a region some of whose runs are of this object; its `keep` tells which."""
+        self._regions.add(weakref.ref(region, self._regions.discard))
 
     def is_shown(self, start: int) -> bool:
         """Does a live buffer of this process show any byte from `start` on?"""
         return any(
-            region.shown(one.at + max(0, start - one.offset), one.at + one.nbytes)
-            for region, one in self._live()
-            if one.offset + one.nbytes > start
+            region.shown(at + max(0, start - offset), at + nbytes)
+            for region, at, offset, nbytes in self._shown()
+            if offset + nbytes > start
         )
 
-    def _live(self) -> Iterator[tuple[Region, _Placed]]:
-        for key, placed in list(self._placed.items()):
-            region = key()
+    def _shown(self) -> Iterator[tuple[Region, int, int, int]]:
+        """Live regions, and at which byte each shows [offset, offset + nbytes) of the object."""
+        for reference in list(self._regions):
+            region = reference()
             if region is not None and not region.closed:
-                for one in placed:
-                    yield region, one
+                shows: Shows = region.keep
+                for stretch in shows.stretches(self):
+                    yield region, *stretch
 
     def _hide_beyond(self, start: int) -> None:
         """After a truncation: no new buffer may reach bytes that would be a SIGBUS."""
-        for region, one in self._live():
-            end = one.at + max(0, start - one.offset)
-            if one.offset + one.nbytes > start and region.nbytes > end:
+        for region, at, offset, nbytes in self._shown():
+            end = at + max(0, start - offset)
+            if offset + nbytes > start and region.nbytes > end:
                 region.limit(end)
 
     def takes_dump(self, region: Region, offset: int, nbytes: int) -> bool:
@@ -309,12 +319,6 @@ class Backing:
                 return True
         self._dumped = weakref.ref(region), offset, offset + nbytes
         return True
-
-
-class _Placed(NamedTuple):
-    at: int
-    offset: int
-    nbytes: int
 
 
 def _rounded(nbytes: int, kind: PageKind) -> int:

@@ -62,7 +62,8 @@ class Mapping(Exporter):
         mapping._label = label
         mapping._lock = threading.RLock()
         mapping._inherit = "share"
-        mapping._reserved = region.window >= region.nbytes + mapping.page_size
+        arrangement: Arrangement = region.keep
+        mapping._reserved = region.window >= arrangement.nbytes + arrangement.page_nbytes
         return mapping
 
     @classmethod
@@ -278,9 +279,10 @@ class Mapping(Exporter):
                 if key not in found:
                     found[key] = Backing.behind(vma, write=True)
                 runs.append(run._replace(backing=found[key], source=0))
-                found[key].note(self._live, at, run.offset, run.nbytes)
                 at += run.nbytes
         arrangement.runs = runs
+        for backing in found.values():
+            backing.note(self._live)
 
     def protect(self, protection: str, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Change what this view allows; other views of the pages keep theirs (mprotect(2)).

@@ -217,7 +217,7 @@ class Pages:
         start, count = as_range(offset, nbytes, backing.nbytes, page, "view")
         if not count:
             raise ValueError("a view needs at least one byte")
-        return Run(backing, start, count, protection, page_nbytes=page, notes_writes=not backing.in_memory)
+        return Run(backing, start, count, protection, page, 0, 0, not backing.in_memory)
 
     # --- contents ------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mirrormap import kernel, procmaps
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     @property
     def room(self) -> int:
         """Bytes of address space it takes: whole pages."""
-        return round_up(self.nbytes, self.page_nbytes)
+        return (self.nbytes + self.page_nbytes - 1) & -self.page_nbytes
 
     def part(self, start: int, nbytes: int, protection: int | None = None) -> Run:
         """Bytes [start, start + nbytes) of the run, with another protection if one is given."""
@@ -65,29 +65,47 @@ class Run(NamedTuple):
         of the address space would show the first one's object for both.
         """
         return (
-            self.backing is not None
-            and (self.backing, self.protection) == (other.backing, other.protection)
-            and self.offset == other.offset + other.nbytes
+            self.offset == other.offset + other.nbytes
+            and self.protection == other.protection
+            and self.backing is other.backing
+            and self.backing is not None
         )
 
 
 class Arrangement:
-    """The runs a region shows, in order of address. Not thread-safe: its Mapping holds a lock."""
+    """The runs a region shows, in order of address. Not thread-safe: its Mapping holds a lock.
 
-    __slots__ = ("runs",)
+    Attributes:
+        nbytes: bytes shown by all runs together.
+        room: bytes of address space they take.
+        page_nbytes: the largest page size among them.
+        protection: PROT_* bits that all runs share, or None where they differ.
+    """
+
+    __slots__ = ("_common", "_runs", "nbytes", "page_nbytes", "protection", "room")
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = list(runs)
+        self.runs = runs
 
     @property
-    def nbytes(self) -> int:
-        """Bytes shown by all runs together."""
-        return sum(run.nbytes for run in self.runs)
+    def runs(self) -> Sequence[Run]:
+        """Replaced as a whole, never changed in place."""
+        return self._runs
 
-    @property
-    def page_nbytes(self) -> int:
-        """The largest page size among the runs."""
-        return max(run.page_nbytes for run in self.runs)
+    @runs.setter
+    def runs(self, runs: Sequence[Run]) -> None:
+        nbytes = room = page = some = 0
+        common = runs[0].protection
+        for run in runs:
+            nbytes += run.nbytes
+            room += run.room
+            if run.page_nbytes > page:
+                page = run.page_nbytes
+            common &= run.protection
+            some |= run.protection
+        self._runs, self._common = runs, common
+        self.nbytes, self.room, self.page_nbytes = nbytes, room, page
+        self.protection = common if common == some else None
 
     def part(self, start: int, nbytes: int, address: int, protection: int | None = None) -> list[Run]:
         """The runs under [start, start + nbytes), for showing them once more.
@@ -107,6 +125,14 @@ class Arrangement:
             at += run.nbytes
         return found
 
+    def stretches(self, backing: Backing) -> Iterator[tuple[int, int, int]]:
+        """Where the object's bytes are shown: (byte in the region, offset in the object, nbytes)."""
+        at = 0
+        for run in self.runs:
+            if run.backing is backing:
+                yield at, run.offset, run.nbytes
+            at += run.nbytes
+
     def protect(self, start: int, nbytes: int, protection: int) -> None:
         """Note that [start, start + nbytes) has another protection now."""
         self.runs = _joined(
@@ -117,16 +143,11 @@ class Arrangement:
             ]
         )
 
-    @property
-    def protection(self) -> int | None:
-        """PROT_* bits that all runs share, or None."""
-        first = self.runs[0].protection
-        return first if all(run.protection == first for run in self.runs) else None
-
     def allows(self, bit: int, start: int = 0, nbytes: int | None = None) -> bool:
         """Do all runs under the range (the whole by default) have this PROT_* bit?"""
-        runs = self.runs if nbytes is None else self.part(start, nbytes, 0)
-        return all(run.protection & bit for run in runs)
+        if nbytes is None:
+            return bool(self._common & bit)
+        return all(run.protection & bit for run in self.part(start, nbytes, 0))
 
 
 def _joined(runs: Sequence[Run]) -> list[Run]:
@@ -178,7 +199,7 @@ def place(
     """
     runs = _joined(runs)
     arrangement = Arrangement(runs)
-    room = sum(run.room for run in runs)
+    room = arrangement.room
     window_nbytes = max(room, window_nbytes)
     first = runs[0]
     try:
@@ -191,7 +212,7 @@ def place(
             and (first.page_nbytes > PAGE_NBYTES or room < procmaps.pmd_nbytes())
         ):
             region = kernel.map_anywhere(room, first.protection, first.backing.fd, first.offset, label)
-            _settle(region, 0, first)
+            _settle(region, 0, first, room)
         else:
             region = reserve(
                 window_nbytes, arrangement.page_nbytes, offset=first.offset, address=address, label=label
@@ -212,6 +233,11 @@ def fill_window(region: Region, runs: Sequence[Run], label: str) -> None:
 
 def _finish(region: Region, arrangement: Arrangement) -> None:
     region.keep = arrangement
+    noted = None
+    for run in arrangement.runs:
+        if run.backing is not None and run.backing is not noted:
+            noted = run.backing
+            noted.note(region)
     show(region, arrangement)
 
 
@@ -220,8 +246,9 @@ def fill(region: Region, at: int, runs: Sequence[Run], label: str) -> None:
     start = at
     try:
         for run in runs:
-            _put(region, at, run, label)
-            at += run.room
+            room = run.room
+            _put(region, at, run, room, label)
+            at += room
     except BaseException:
         with contextlib.suppress(MapError, BufferError, ValueError):
             if start == 0:
@@ -240,34 +267,34 @@ def show(region: Region, arrangement: Arrangement) -> None:
     )
 
 
-def _put(region: Region, at: int, run: Run, label: str) -> None:
-    if run.backing is None:
-        kernel.remap_alias(region, at, run.room, run.source, label)
+def _put(region: Region, at: int, run: Run, room: int, label: str) -> None:
+    backing = run.backing
+    if backing is None:
+        kernel.remap_alias(region, at, room, run.source, label)
         if run.source_protection != run.protection:
-            kernel.mprotect(region, at, run.room, run.protection, label)
+            kernel.mprotect(region, at, room, run.protection, label)
     elif run.page_nbytes > PAGE_NBYTES:
         # A MAP_FIXED that finds the pool short has unmapped its target by then. The same
         # mapping made anywhere first takes the reservation, which belongs to the object.
-        rehearsal = kernel.map_anywhere(run.room, run.protection, run.backing.fd, run.offset, label)
+        rehearsal = kernel.map_anywhere(room, run.protection, backing.fd, run.offset, label)
         try:
-            kernel.map_over(region, at, run.room, run.protection, run.backing.fd, run.offset, label)
+            kernel.map_over(region, at, room, run.protection, backing.fd, run.offset, label)
         finally:
             kernel.unmap(rehearsal, label)
     else:
-        kernel.map_over(region, at, run.room, run.protection, run.backing.fd, run.offset, label)
-    _settle(region, at, run)
+        kernel.map_over(region, at, room, run.protection, backing.fd, run.offset, label)
+    _settle(region, at, run, room)
 
 
-def _settle(region: Region, at: int, run: Run) -> None:
-    """Hints and bookkeeping for a run that has just been placed."""
+def _settle(region: Region, at: int, run: Run, room: int) -> None:
+    """Hints for a run that has just been placed."""
     backing = run.backing
     if backing is not None:
-        backing.note(region, at, run.offset, run.nbytes)
         if backing.kind.transparent:
-            kernel.advise_quietly(region, at, run.room, kernel.MADV_HUGEPAGE)
+            kernel.advise_quietly(region, at, room, kernel.MADV_HUGEPAGE)
         if backing.takes_dump(region, run.offset, run.nbytes):
             return
-    kernel.advise_quietly(region, at, run.room, kernel.MADV_DONTDUMP)
+    kernel.advise_quietly(region, at, room, kernel.MADV_DONTDUMP)
 
 
 # --- population ----------------------------------------------------------------------------

@@ -34,6 +34,8 @@ def as_nbytes(size: Size, what: str = "size", *, minimum: int = 1) -> int:
     Raises: TypeError for other types; ValueError for an unknown unit, or a
         number below `minimum` or beyond what an off_t holds.
     """
+    if type(size) is int and minimum <= size <= LIMIT_NBYTES:  # nearly always
+        return size
     if isinstance(size, str):
         match = _PATTERN.fullmatch(size)
         if match is None or match[2] not in _UNITS:
@@ -93,11 +95,16 @@ def as_range(
         whole: the length must be one too, unless it reaches the limit.
     Raises: TypeError, ValueError.
     """
-    start = as_nbytes(offset, f"{what} offset", minimum=0)
-    check_range(start, 0, limit, what)
-    count = limit - start if nbytes is None else as_nbytes(nbytes, f"{what} nbytes", minimum=0)
-    check_range(start, count, limit, what)
-    check_multiple(start, unit, f"{what} offset")
+    # an argument's full name is put together only where it is needed for a refusal
+    start = offset if type(offset) is int else as_nbytes(offset, f"{what} offset", minimum=0)
+    if nbytes is None:
+        check_range(start, 0, limit, what)
+        count = limit - start
+    else:
+        count = nbytes if type(nbytes) is int else as_nbytes(nbytes, f"{what} nbytes", minimum=0)
+        check_range(start, count, limit, what)
+    if start % unit:
+        check_multiple(start, unit, f"{what} offset")
     if whole and start + count != limit:
         check_multiple(count, unit, f"{what} nbytes")
     return start, count

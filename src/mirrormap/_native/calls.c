@@ -15,6 +15,20 @@ PyObject *raise_errno(int error)
     return NULL;
 }
 
+bool take_numbers(PyObject *const *args, Py_ssize_t given, int64_t *values, Py_ssize_t wanted)
+{
+    if (given != wanted) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < wanted; i++) {
+        values[i] = PyLong_AsLongLong(args[i]);
+        if (values[i] == -1 && PyErr_Occurred())
+            return false;
+    }
+    return true;
+}
+
 static PyObject *none_or(int error)
 {
     return error == 0 ? Py_NewRef(Py_None) : raise_errno(error);
@@ -258,8 +272,8 @@ static PyObject *call_fault_hit(PyObject *module, PyObject *unused)
 #endif
 
 PyMethodDef call_methods[] = {
-    {"reserve", region_reserve, METH_VARARGS, NULL},
-    {"map", region_map, METH_VARARGS, NULL},
+    {"reserve", FASTCALL(region_reserve), NULL},
+    {"map", FASTCALL(region_map), NULL},
     {"memfd_create", call_memfd_create, METH_VARARGS, NULL},
     {"open", call_open, METH_VARARGS, NULL},
     {"dup", call_dup, METH_VARARGS, NULL},

@@ -7,6 +7,9 @@
 
 #include "sys.h"
 
+/* How a METH_FASTCALL function stands in a method table. */
+#define FASTCALL(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL
+
 /* One live buffer export, kept in its region's list so that a shrinking range
  * knows the last byte anybody may still touch. */
 struct export {
@@ -65,17 +68,20 @@ bool region_holds(const Region *region, size_t offset, size_t nbytes);
 bool region_refuse_shown(const Region *region, size_t start, size_t end);
 
 /* window.c: the methods that change what lies in the window. */
-PyObject *region_reserve(PyObject *module, PyObject *args);
-PyObject *region_map(PyObject *module, PyObject *args);
-PyObject *region_place(PyObject *self, PyObject *args);
-PyObject *region_alias(PyObject *self, PyObject *args);
-PyObject *region_vacate(PyObject *self, PyObject *args);
+PyObject *region_reserve(PyObject *module, PyObject *const *args, Py_ssize_t given);
+PyObject *region_map(PyObject *module, PyObject *const *args, Py_ssize_t given);
+PyObject *region_place(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *region_alias(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *region_vacate(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *region_trim(PyObject *self, PyObject *args);
 PyObject *region_split(PyObject *self, PyObject *args);
 
 extern PyMethodDef call_methods[];
 
 PyObject *raise_errno(int error);   /* OSError; always NULL */
+
+/* The arguments of a METH_FASTCALL function, all of them ints; false: an exception is set. */
+bool take_numbers(PyObject *const *args, Py_ssize_t given, int64_t *values, Py_ssize_t wanted);
 
 /* Run `call` (an expression giving 0 or errno) without the interpreter's lock,
  * again after a signal whose handler returned. EINTR left in `error` means that

@@ -78,12 +78,12 @@ bool region_refuse_shown(const Region *region, size_t start, size_t end)
 }
 
 /* expose(nbytes, readable, writable): what buffers show from now on */
-static PyObject *region_expose(PyObject *self, PyObject *args)
+static PyObject *region_expose(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    Py_ssize_t nbytes;
-    int readable, writable;
-    if (!PyArg_ParseTuple(args, "npp", &nbytes, &readable, &writable))
+    int64_t number[3];
+    if (!take_numbers(args, given, number, 3))
         return NULL;
+    int64_t nbytes = number[0];
     Region *region = region_open(self);
     if (region == NULL)
         return NULL;
@@ -94,8 +94,8 @@ static PyObject *region_expose(PyObject *self, PyObject *args)
     if ((size_t)nbytes < region->nbytes && region_refuse_shown(region, (size_t)nbytes, region->nbytes))
         return NULL;
     region->nbytes = (size_t)nbytes;
-    region->readable = readable != 0;
-    region->writable = writable != 0;
+    region->readable = number[1] != 0;
+    region->writable = number[2] != 0;
     Py_RETURN_NONE;
 }
 
@@ -114,13 +114,14 @@ static PyObject *region_limit(PyObject *self, PyObject *args)
 }
 
 /* One call over [offset, offset + nbytes): protect, advise and sync differ in `which`. */
-static PyObject *over_range(PyObject *self, PyObject *args,
+static PyObject *over_range(PyObject *self, PyObject *const *args, Py_ssize_t given,
                             int (*which)(uintptr_t, size_t, int))
 {
-    Py_ssize_t offset, nbytes;
-    int value;
-    if (!PyArg_ParseTuple(args, "nni", &offset, &nbytes, &value))
+    int64_t number[3];
+    if (!take_numbers(args, given, number, 3))
         return NULL;
+    int64_t offset = number[0], nbytes = number[1];
+    int value = (int)number[2];
     Region *region = region_open(self);
     if (region == NULL || !region_holds(region, (size_t)offset, (size_t)nbytes))
         return NULL;
@@ -131,19 +132,19 @@ static PyObject *over_range(PyObject *self, PyObject *args,
     Py_RETURN_NONE;
 }
 
-static PyObject *region_protect(PyObject *self, PyObject *args)
+static PyObject *region_protect(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    return over_range(self, args, mm_sys_protect);
+    return over_range(self, args, given, mm_sys_protect);
 }
 
-static PyObject *region_advise(PyObject *self, PyObject *args)
+static PyObject *region_advise(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    return over_range(self, args, mm_sys_advise);
+    return over_range(self, args, given, mm_sys_advise);
 }
 
-static PyObject *region_sync(PyObject *self, PyObject *args)
+static PyObject *region_sync(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    return over_range(self, args, mm_sys_sync);
+    return over_range(self, args, given, mm_sys_sync);
 }
 
 /* touch(offset, nbytes, page_nbytes, write) */
@@ -339,16 +340,16 @@ static int set_keep(PyObject *self, PyObject *value, void *unused)
 }
 
 static PyMethodDef region_methods[] = {
-    {"place", region_place, METH_VARARGS, NULL},
-    {"alias", region_alias, METH_VARARGS, NULL},
-    {"vacate", region_vacate, METH_VARARGS, NULL},
+    {"place", FASTCALL(region_place), NULL},
+    {"alias", FASTCALL(region_alias), NULL},
+    {"vacate", FASTCALL(region_vacate), NULL},
     {"trim", region_trim, METH_VARARGS, NULL},
     {"split", region_split, METH_VARARGS, NULL},
-    {"expose", region_expose, METH_VARARGS, NULL},
+    {"expose", FASTCALL(region_expose), NULL},
     {"limit", region_limit, METH_VARARGS, NULL},
-    {"protect", region_protect, METH_VARARGS, NULL},
-    {"advise", region_advise, METH_VARARGS, NULL},
-    {"sync", region_sync, METH_VARARGS, NULL},
+    {"protect", FASTCALL(region_protect), NULL},
+    {"advise", FASTCALL(region_advise), NULL},
+    {"sync", FASTCALL(region_sync), NULL},
     {"touch", region_touch, METH_VARARGS, NULL},
     {"shown", region_shown, METH_VARARGS, NULL},
     {"release", region_release, METH_NOARGS, NULL},

@@ -55,19 +55,19 @@ static int reserve_aligned(size_t nbytes, size_t alignment, size_t skew, uintptr
 }
 
 /* reserve(nbytes, alignment, skew, address) -> Region; address 0: the kernel's choice */
-PyObject *region_reserve(PyObject *module, PyObject *args)
+PyObject *region_reserve(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
-    Py_ssize_t nbytes, alignment, skew;
-    unsigned long long wanted;
-    if (!PyArg_ParseTuple(args, "nnnK", &nbytes, &alignment, &skew, &wanted))
+    int64_t number[4];
+    if (!take_numbers(args, given, number, 4))
         return NULL;
+    int64_t nbytes = number[0], alignment = number[1], skew = number[2];
     if (nbytes <= 0 || alignment <= 0 || (alignment & (alignment - 1)) != 0 || skew < 0
         || skew >= alignment) {
         PyErr_SetString(PyExc_ValueError, "reserve: bad size, alignment or skew");
         return NULL;
     }
-    uintptr_t address = (uintptr_t)wanted;
+    uintptr_t address = (uintptr_t)number[3];
     int error;
     if (address != 0)
         WAITING(error, reserve_at(address, (size_t)nbytes, &address));
@@ -82,14 +82,14 @@ PyObject *region_reserve(PyObject *module, PyObject *args)
 }
 
 /* map(nbytes, protection, flags, fd, fd_offset) -> Region where the kernel likes */
-PyObject *region_map(PyObject *module, PyObject *args)
+PyObject *region_map(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
-    Py_ssize_t nbytes;
-    int protection, flags, fd;
-    long long fd_offset;
-    if (!PyArg_ParseTuple(args, "niiiL", &nbytes, &protection, &flags, &fd, &fd_offset))
+    int64_t number[5];
+    if (!take_numbers(args, given, number, 5))
         return NULL;
+    int64_t nbytes = number[0], fd_offset = number[4];
+    int protection = (int)number[1], flags = (int)number[2], fd = (int)number[3];
     if (nbytes <= 0) {
         PyErr_SetString(PyExc_ValueError, "map: bad size");
         return NULL;
@@ -128,13 +128,13 @@ static void mend(Region *region, size_t offset, size_t nbytes)
 }
 
 /* place(offset, nbytes, protection, flags, fd, fd_offset): mmap over the window */
-PyObject *region_place(PyObject *self, PyObject *args)
+PyObject *region_place(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    Py_ssize_t offset, nbytes;
-    int protection, flags, fd;
-    long long fd_offset;
-    if (!PyArg_ParseTuple(args, "nniiiL", &offset, &nbytes, &protection, &flags, &fd, &fd_offset))
+    int64_t number[6];
+    if (!take_numbers(args, given, number, 6))
         return NULL;
+    int64_t offset = number[0], nbytes = number[1], fd_offset = number[5];
+    int protection = (int)number[2], flags = (int)number[3], fd = (int)number[4];
     Region *region = region_open(self);
     if (region == NULL || !region_holds(region, (size_t)offset, (size_t)nbytes))
         return NULL;
@@ -150,12 +150,13 @@ PyObject *region_place(PyObject *self, PyObject *args)
 }
 
 /* alias(offset, nbytes, source): mremap(source, 0, ...) over the window */
-PyObject *region_alias(PyObject *self, PyObject *args)
+PyObject *region_alias(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    Py_ssize_t offset, nbytes;
-    unsigned long long source;
-    if (!PyArg_ParseTuple(args, "nnK", &offset, &nbytes, &source))
+    int64_t number[3];
+    if (!take_numbers(args, given, number, 3))
         return NULL;
+    int64_t offset = number[0], nbytes = number[1];
+    uintptr_t source = (uintptr_t)number[2];
     Region *region = region_open(self);
     if (region == NULL || !region_holds(region, (size_t)offset, (size_t)nbytes))
         return NULL;
@@ -165,7 +166,7 @@ PyObject *region_alias(PyObject *self, PyObject *args)
         return NULL;
     }
     int error;
-    WAITING(error, mm_sys_remap((uintptr_t)source, 0, (size_t)nbytes,
+    WAITING(error, mm_sys_remap(source, 0, (size_t)nbytes,
                                 MREMAP_MAYMOVE | MREMAP_FIXED, target, &got));
     if (error != 0) {
         mend(region, (size_t)offset, (size_t)nbytes);
@@ -175,11 +176,12 @@ PyObject *region_alias(PyObject *self, PyObject *args)
 }
 
 /* vacate(offset, nbytes): back to a reservation, pages out of sight */
-PyObject *region_vacate(PyObject *self, PyObject *args)
+PyObject *region_vacate(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    Py_ssize_t offset, nbytes;
-    if (!PyArg_ParseTuple(args, "nn", &offset, &nbytes))
+    int64_t number[2];
+    if (!take_numbers(args, given, number, 2))
         return NULL;
+    int64_t offset = number[0], nbytes = number[1];
     Region *region = region_open(self);
     if (region == NULL || !region_holds(region, (size_t)offset, (size_t)nbytes)
         || region_refuse_shown(region, (size_t)offset, (size_t)offset + (size_t)nbytes))
