@@ -1,33 +1,23 @@
-/* a populated mirror of memory that is there: c_mirror NBYTES ROUTE ROUNDS -> seconds a round, one a line
- * ROUTE: alias (mremap, old_size 0, then MADV_POPULATE_READ), map (mmap MAP_POPULATE of the memfd), touch (mremap,
- * then one store a page), huge (as map, on 2 MiB pages of the pool) */
-#include "ring.h"
+/* One populated mirror of memory that is there, made and unmapped again, in seconds without the unmapping; negative:
+ * it failed. A shared object, so that both sides mirror the very same pages: how they happen to lie in physical
+ * memory decides up to a third of the time. */
+#include "clock.h"
 
-int main(int argc, char **argv)
+/* ROUTE: a: mremap with old_size 0, then MADV_POPULATE_READ; m: mmap of `fd` with MAP_POPULATE; t: mremap, then one
+ * store a page */
+double c_mirror(void *source, size_t nbytes, int fd, char route)
 {
-    (void)argc;
-    size_t n = strtoull(argv[1], NULL, 0), page = (size_t)sysconf(_SC_PAGESIZE);
-    char route = argv[2][0];
-    int rounds = atoi(argv[3]);
-    int fd = memfd_create("bench", MFD_CLOEXEC | (route == 'h' ? MFD_HUGETLB : 0u));
-    if (fd < 0 || ftruncate(fd, (off_t)n) < 0)
-        return 1;
-    char *source = ok(mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0));
-    memset(source, 1, n);
-    for (int i = 0; i < rounds; i++) {
-        double start = now();
-        char *mirror;
-        if (route == 'm' || route == 'h') {
-            mirror = ok(mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0));
-        } else {
-            mirror = ok(mremap(source, 0, n, MREMAP_MAYMOVE));
-            if (route == 'a' && madvise(mirror, n, MADV_POPULATE_READ) < 0)
-                return 1;
-            for (size_t at = 0; route == 't' && at < n; at += page)
-                ((volatile char *)mirror)[at] = 1;
-        }
-        printf("%.9f\n", now() - start);
-        munmap(mirror, n);
-    }
-    return 0;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    double start = now();
+    char *mirror;
+    if (route == 'm')
+        mirror = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    else
+        mirror = mremap(source, 0, nbytes, MREMAP_MAYMOVE);
+    if (mirror == MAP_FAILED || (route == 'a' && madvise(mirror, nbytes, MADV_POPULATE_READ) < 0))
+        return -1;
+    for (size_t at = 0; route == 't' && at < nbytes; at += page)
+        ((volatile char *)mirror)[at] = 1; /* a load first would map 16 pages at a time */
+    double seconds = now() - start;
+    return munmap(mirror, nbytes) == 0 ? seconds : -1;
 }

@@ -120,8 +120,9 @@ class Backing:
         self._dumped: tuple[weakref.ref[Region], int, int] | None = None
 
     def __del__(self, _close: Callable[[int], None] = kernel.close) -> None:
-        # half-made, or closed underneath by somebody's close_range()
-        try:
+        # half-made, or closed underneath by somebody's close_range(); suppress() would cost as
+        # much as a system call
+        try:  # noqa: SIM105
             _close(self.fd)
         except (AttributeError, MapError):
             pass

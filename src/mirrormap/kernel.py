@@ -43,8 +43,6 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 HUGETLBFS_MAGIC, TMPFS_MAGIC = 0x958458F6, 0x01021994
 
-_POPULATE_STEP_NBYTES = 64 << 20
-
 _core.set_closed_error(ClosedError)
 
 _ADVICE: Final = {
@@ -315,13 +313,15 @@ def advise_quietly(region: Region, at: int, nbytes: int, advice: int) -> bool:
     return True
 
 
-def touch_quietly(region: Region, at: int, nbytes: int, stride_nbytes: int) -> bool:
-    """Load one word every `stride_nbytes`, through the kernel. Returns: whether all were there."""
+def touch(region: Region, at: int, nbytes: int, stride_nbytes: int, *, write: bool, label: str = "") -> None:
+    """process_vm_readv of one word every `stride_nbytes`, and with `write` atomic no-op stores.
+
+    Raises: MapError EFAULT where a load would be a SIGBUS.
+    """
     try:
-        region.touch(at, nbytes, stride_nbytes, False)
-    except OSError:
-        return False
-    return True
+        region.touch(at, nbytes, stride_nbytes, write)
+    except OSError as error:
+        fail("process_vm_readv", error, nbytes, label)
 
 
 def msync(region: Region, at: int, nbytes: int, label: str = "") -> None:
@@ -330,37 +330,6 @@ def msync(region: Region, at: int, nbytes: int, label: str = "") -> None:
         region.sync(at, nbytes, MS_SYNC)
     except OSError as error:
         fail("msync", error, nbytes, label)
-
-
-def populate(region: Region, at: int, nbytes: int, *, write: bool, page_nbytes: int, label: str = "") -> None:
-    """madvise(MADV_POPULATE_READ or _WRITE): every page-table entry exists afterwards.
-
-    Goes in steps, so that signals are served between them. Before Linux 5.14 the pages are
-    touched through the kernel instead, which answers EFAULT where a load would be a SIGBUS.
-    Raises: MapError naming the step that failed: EFAULT for a hole past the object's end or
-        a full file system or pool; ENOMEM; EHWPOISON.
-    """
-    advice = MADV_POPULATE_WRITE if write else MADV_POPULATE_READ
-    step = max(_POPULATE_STEP_NBYTES, page_nbytes)
-    for start in range(at, at + nbytes, step):
-        count = min(step, at + nbytes - start)
-        try:
-            try:
-                region.advise(start, count, advice)
-            except OSError as error:
-                if error.errno != _errno.EINVAL:  # EINVAL: before 5.14
-                    raise
-                region.touch(start, count, page_nbytes, write)
-        except OSError as error:
-            fail(
-                "madvise(MADV_POPULATE_WRITE)" if write else "madvise(MADV_POPULATE_READ)",
-                error,
-                nbytes,
-                label,
-                f"No page could be had somewhere in bytes {start:,} to {start + count:,} of the "
-                "mapping: it reaches past the end of its file, or memory, the huge page pool or "
-                "the file system is full",
-            )
 
 
 def is_readable(address: int) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
-from mirrormap import kernel, placement, procmaps
+from mirrormap import kernel, placement, population, procmaps
 from mirrormap.backing import Backing
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
@@ -321,7 +321,7 @@ class Mapping(Exporter):
         """With `write`, the parts that may be written are made ready for it."""
         if not self._arrangement.allows(kernel.PROT_READ):
             raise ValueError("protection 'none' cannot be populated; protect('r') first")
-        placement.populate(self._live, self._arrangement, 0, self.nbytes, write=write)
+        population.populate(self._live, self._arrangement, write=write)
 
     def discard(self, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Give the pages of a range back to the system (MADV_REMOVE): zeros in every view.

@@ -16,9 +16,9 @@ from mirrormap import kernel, procmaps
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
-from mirrormap.units import format_nbytes, round_up
+from mirrormap.units import format_nbytes
 
-__all__ = ["Arrangement", "Run", "fill", "place", "populate", "reserve"]
+__all__ = ["Arrangement", "Run", "fill", "place", "reserve"]
 
 
 class Run(NamedTuple):
@@ -295,44 +295,6 @@ def _settle(region: Region, at: int, run: Run, room: int) -> None:
         if backing.takes_dump(region, run.offset, run.nbytes):
             return
     kernel.advise_quietly(region, at, room, kernel.MADV_DONTDUMP)
-
-
-# --- population ----------------------------------------------------------------------------
-
-
-def populate(region: Region, arrangement: Arrangement, start: int, nbytes: int, *, write: bool) -> None:
-    """Make every page-table entry of [start, start + nbytes).
-
-    A read fault on tmpfs and hugetlb leaves an entry that stores may use, at half the price of
-    a write fault; on files it does not, so there `write` writes (and dirties the pages).
-    """
-    at = start
-    for run in arrangement.part(start, nbytes, region.address):
-        backing = run.backing
-        if backing is not None and backing.kind.transparent:
-            _collapse(region, at, run)
-        kernel.populate(
-            region,
-            at - at % run.page_nbytes,
-            round_up(at + run.nbytes, run.page_nbytes) - (at - at % run.page_nbytes),
-            write=write and run.notes_writes and bool(run.protection & kernel.PROT_WRITE),
-            page_nbytes=run.page_nbytes,
-            label=backing.label if backing is not None else "",
-        )
-        at += run.nbytes
-
-
-def _collapse(region: Region, at: int, run: Run) -> None:
-    """Ask for transparent huge pages now (Linux 6.1), wherever a whole one fits.
-
-    The kernel collapses only where a page is there already. One page for each huge one is enough,
-    and 28 times quicker than collapsing memory that was filled first.
-    """
-    pmd = procmaps.pmd_nbytes()
-    first = round_up(region.address + at, pmd) - region.address
-    last = (region.address + at + run.nbytes) // pmd * pmd - region.address
-    if first < last and kernel.touch_quietly(region, first, last - first, pmd):
-        kernel.advise_quietly(region, first, last - first, kernel.MADV_COLLAPSE)
 
 
 # --- refusals ------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ __all__ = [
     "map_count",
     "max_map_count",
     "pmd_nbytes",
+    "present_nbytes",
     "residency",
 ]
 
@@ -165,6 +166,15 @@ def residency(address: int, nbytes: int) -> Residency:
                 raise
         present = sum(1 for entry in _pagemap(fd, start, end) if entry >> 63) * PAGE_NBYTES
     return Residency(present, min(present, _huge_by_smaps(start, end)))
+
+
+def present_nbytes(address: int, nbytes: int) -> int | None:
+    """Bytes of a range that have page-table entries, or None where only a slow answer can be had."""
+    try:
+        with _opened("/proc/self/pagemap") as fd:
+            return kernel.pagemap_scan(fd, address, address + nbytes)[0]
+    except OSError:
+        return None
 
 
 def frames(address: int, nbytes: int) -> list[int] | None:

@@ -1,0 +1,127 @@
+"""Population: the page-table entries exist when the call returns."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import Final
+
+from mirrormap import kernel, procmaps
+from mirrormap.errors import MapError
+from mirrormap.kernel import PAGE_NBYTES, Region
+from mirrormap.placement import Arrangement, Run
+from mirrormap.units import round_up
+
+__all__ = ["populate"]
+
+_STEP_NBYTES: Final = 64 << 20  # signals are served between steps
+_TRIAL_NBYTES: Final = 1 << 20
+_AROUND_NBYTES: Final = 16 * PAGE_NBYTES  # the kernel's fault_around_bytes, unless it was changed
+_WORTH_NBYTES: Final = 16 << 20
+
+
+def populate(region: Region, arrangement: Arrangement, *, write: bool) -> None:
+    """Make every page-table entry of a region that shows the arrangement.
+
+    A read fault on tmpfs and hugetlb leaves an entry that stores may use, at half the price of
+    a write fault; on files it does not, so there `write` writes (and dirties the pages).
+    Raises: MapError naming the step that failed: EFAULT for a hole past the object's end or a full
+        file system or pool; ENOMEM; EHWPOISON.
+    """
+    first = last = 0
+    pending: Run | None = None
+    for run in arrangement.runs:
+        if run.backing is not None and run.backing.kind.transparent:
+            _collapse(region, last, run)
+        if pending is not None and not _goes_with(run, pending):
+            _fault_in(region, first, last, pending, write=write)
+            first, pending = last, None
+        pending = pending or run
+        last += run.room
+    if pending is not None:
+        _fault_in(region, first, last, pending, write=write)
+
+
+def _goes_with(run: Run, other: Run) -> bool:
+    """Can one call populate both?"""
+    return (
+        run.page_nbytes == other.page_nbytes
+        and run.notes_writes == other.notes_writes
+        and run.protection == other.protection
+    )
+
+
+def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -> None:
+    """Populate [first, last), which is like `run`."""
+    write = write and run.notes_writes and bool(run.protection & kernel.PROT_WRITE)
+    label = run.backing.label if run.backing is not None else ""
+    if last - first >= _WORTH_NBYTES and run.page_nbytes == PAGE_NBYTES and not write:
+        first = _fault_around(region, first, last, run, label)
+    step = max(_STEP_NBYTES, run.page_nbytes)
+    while first < last:
+        nbytes = min(step, last - first)
+        _advise(region, first, nbytes, run.page_nbytes, label, write=write)
+        first += nbytes
+
+
+def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, *, write: bool) -> None:
+    """madvise(MADV_POPULATE_READ or _WRITE), and before Linux 5.14 a touch of every page."""
+    name, advice = ("WRITE", kernel.MADV_POPULATE_WRITE) if write else ("READ", kernel.MADV_POPULATE_READ)
+    try:
+        try:
+            kernel.madvise(region, at, nbytes, advice, label)
+        except MapError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            kernel.touch(region, at, nbytes, page_nbytes, write=write, label=label)
+    except MapError as error:
+        raise MapError(
+            error.errno or errno.EFAULT,
+            call=f"madvise(MADV_POPULATE_{name})",
+            nbytes=nbytes,
+            label=label,
+            advice=f"No page could be had somewhere in bytes {at:,} to {at + nbytes:,} of the mapping: it "
+            "reaches past the end of its file, or memory, the huge page pool or the file system is full",
+        ) from None
+
+
+def _fault_around(region: Region, first: int, last: int, run: Run, label: str) -> int:
+    """Populate by one fault for every 16 pages, as long as that works.
+
+    A read fault maps its neighbours too if they are in the page cache, which memory that is being
+    mirrored is. MADV_POPULATE_READ profits from that, and then looks at each page by itself and
+    notes that it was used. Counting the entries costs a fiftieth of it; the noting is put off until
+    the range is unmapped.
+
+    Returns: the byte from which on it did not, so that MADV_POPULATE_READ has to.
+    """
+    if run.backing is not None and 2 * run.backing.allocated < run.backing.nbytes:
+        return first
+    at, step = first, _TRIAL_NBYTES
+    while at < last:
+        nbytes = min(step, last - at)
+        lead = -(region.address + at) % _AROUND_NBYTES
+        with contextlib.suppress(MapError):
+            if lead:
+                kernel.touch(region, at, PAGE_NBYTES, PAGE_NBYTES, write=False, label=label)
+            kernel.touch(region, at + lead, nbytes - lead, _AROUND_NBYTES, write=False, label=label)
+        if procmaps.present_nbytes(region.address + at, nbytes) != nbytes:
+            break
+        at += nbytes
+        step = _STEP_NBYTES
+    return at
+
+
+def _collapse(region: Region, at: int, run: Run) -> None:
+    """Ask for transparent huge pages now (Linux 6.1), wherever a whole one fits.
+
+    The kernel collapses only where a page is there already. One page for each huge one is enough,
+    and 28 times quicker than collapsing memory that was filled first.
+    """
+    pmd = procmaps.pmd_nbytes()
+    first = round_up(region.address + at, pmd) - region.address
+    last = (region.address + at + run.nbytes) // pmd * pmd - region.address
+    if first < last:
+        with contextlib.suppress(MapError):
+            kernel.touch(region, first, last - first, pmd, write=False)
+            kernel.madvise(region, first, last - first, kernel.MADV_COLLAPSE)
