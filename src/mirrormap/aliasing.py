@@ -15,6 +15,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from mirrormap.procmaps import AddressSpace
 from mirrormap.units import round_down, round_up
+from mirrormap.views import buffer_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -64,7 +65,7 @@ class _Bytes(NamedTuple):
 def is_mirror(a: Any, b: Any) -> bool:
     """Do these two buffers show any of the same pages, at whatever addresses?
 
-    Args: a, b: anything with a buffer, Mapping and ndarray of any strides included.
+    Args: a, b: anything with a buffer, SharedMemory, and ndarrays of any strides.
     Pages count whole: two halves of one page show the same page. Private memory has no second
     address, so there only the same address counts.
     """
@@ -76,7 +77,7 @@ def is_mirror(a: Any, b: Any) -> bool:
 def shares_memory(a: Any, b: Any) -> bool:
     """Do two arrays have a byte in common? np.shares_memory, but right through mirrors.
 
-    Args: a, b: arrays, or buffers such as Mapping.
+    Args: a, b: arrays, buffers such as Mapping, or SharedMemory.
     Exact, for any shape and strides, with NumPy's own solver, whose worst cases take exponential
     time; ordinary slices do not.
     """
@@ -114,7 +115,7 @@ def copyto(dst: NDArray[Any], src: ArrayLike) -> None:
 def _as_array(source: Any) -> NDArray[Any]:
     if isinstance(source, np.ndarray):
         return cast("NDArray[Any]", source)
-    return np.frombuffer(source, dtype="u1")
+    return np.frombuffer(buffer_of(source), dtype="u1")
 
 
 def _extent(source: Any) -> tuple[int, int]:

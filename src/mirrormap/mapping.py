@@ -10,7 +10,6 @@ arrays show it, and both show the same pages.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,13 +21,13 @@ from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
 from mirrormap.placement import Arrangement, Run
 from mirrormap.protections import protection_bits, protection_name
-from mirrormap.units import Size, as_nbytes, as_range, check_multiple, format_nbytes, round_up
+from mirrormap.units import Size, as_nbytes, as_range, check_address, format_nbytes, round_up
 from mirrormap.views import array_over
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Mapping", "check_address"]
+__all__ = ["Mapping"]
 
 
 class Mapping(Exporter):
@@ -215,7 +214,7 @@ class Mapping(Exporter):
             count = as_nbytes(nbytes, "nbytes")
             if count > self.nbytes and arrangement.runs[0].backing is None:
                 self._find_backing()
-            if not _is_plain(arrangement):
+            if not arrangement.is_plain:
                 raise ValueError("an arrangement of several runs keeps its size; arrange a new one")
             if count < self.nbytes:
                 self._shrink(count)
@@ -393,18 +392,3 @@ class Mapping(Exporter):
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Mapping has an address of this process; pickle its Pages and map them there")
-
-
-def _is_plain(arrangement: Arrangement) -> bool:
-    """One stretch of one object, whatever protections its parts have?"""
-    return all(
-        after.backing is before.backing and after.offset == before.offset + before.nbytes
-        for before, after in itertools.pairwise(arrangement.runs)
-    )
-
-
-def check_address(address: int | None, page_nbytes: int) -> None:
-    """Raises: ValueError unless `address` is None or a positive multiple of the page size."""
-    if address is not None:
-        as_nbytes(address, "address")
-        check_multiple(address, page_nbytes, "address")

@@ -9,7 +9,6 @@ entries would show the first one's pages and protection for both. Where the kern
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast, overload
 
@@ -20,13 +19,13 @@ from mirrormap import kernel, placement, procmaps
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, Span, VmaInfo
-from mirrormap.mapping import Mapping, check_address
+from mirrormap.mapping import Mapping
 from mirrormap.pages import Pages
 from mirrormap.placement import Run
 from mirrormap.procmaps import AddressSpace
 from mirrormap.protections import protection_bits
-from mirrormap.units import Size, as_range, round_down, round_up
-from mirrormap.views import array_over, check_dtype
+from mirrormap.units import Size, as_range, check_address, round_down, round_up
+from mirrormap.views import array_over, buffer_of, check_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +99,7 @@ def mirror(
         if offset or nbytes is not None:
             raise ValueError("an ndarray is mirrored whole: slice it first, mirror(array[i:j])")
         return _mirror_array(cast("NDArray[Any]", source), protection, populate, address)
-    with _buffer_of(source) as view:
+    with buffer_of(source) as view:
         start, length, readonly = kernel.buffer_address(view)
         if not length:
             raise ValueError("a mirror needs at least one byte")
@@ -137,26 +136,6 @@ def _mirror_array(
         start=first,
         readonly=protection is None and not source.flags.writeable,
     )
-
-
-def _buffer_of(source: Any) -> memoryview:
-    """The source's bytes as a contiguous memoryview, exported until it is released."""
-    shared_memory = sys.modules.get("multiprocessing.shared_memory")
-    if shared_memory is not None and isinstance(source, shared_memory.SharedMemory):
-        source = source.buf
-        if source is None:
-            raise ValueError("this SharedMemory is closed")
-    try:
-        view = memoryview(source)
-    except TypeError:
-        raise TypeError(
-            f"cannot mirror a {type(source).__name__}: pass a Mapping, an ndarray, mmap.mmap, "
-            "SharedMemory or another buffer"
-        ) from None
-    if not view.c_contiguous:
-        view.release()
-        raise ValueError("the buffer is not contiguous: mirror it as an ndarray, np.asarray(buffer)")
-    return view
 
 
 def _wanted(protection: str | None, readonly: bool) -> int | None:

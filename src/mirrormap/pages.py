@@ -10,13 +10,14 @@ from typing import Any, Self
 from mirrormap import kernel, placement
 from mirrormap.backing import Backing, PageKind, page_kind
 from mirrormap.errors import ClosedError, MapError
-from mirrormap.mapping import Mapping, check_address
+from mirrormap.mapping import Mapping
 from mirrormap.placement import Run
 from mirrormap.protections import protection_bits
 from mirrormap.units import (
     Size,
     as_nbytes,
     as_range,
+    check_address,
     check_multiple,
     format_nbytes,
     next_power_of_two,

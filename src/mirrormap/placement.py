@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -141,6 +142,14 @@ class Arrangement:
                 *self.part(start, nbytes, 0, protection),
                 *self.part(start + nbytes, self.nbytes - start - nbytes, 0),
             ]
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """One stretch of one object, whatever protections its parts have?"""
+        return all(
+            after.backing is before.backing and after.offset == before.offset + before.nbytes
+            for before, after in itertools.pairwise(self.runs)
         )
 
     def allows(self, bit: int, start: int = 0, nbytes: int | None = None) -> bool:

@@ -11,6 +11,7 @@ __all__ = [
     "Size",
     "as_nbytes",
     "as_range",
+    "check_address",
     "check_multiple",
     "check_range",
     "format_nbytes",
@@ -84,6 +85,13 @@ def check_multiple(number: int, unit: int, what: str) -> None:
             f"{what} {number:,} is not a multiple of the page size {unit:,}; "
             f"use {number - number % unit:,} or {number - number % unit + unit:,}"
         )
+
+
+def check_address(address: int | None, page_nbytes: int) -> None:
+    """Raises: ValueError unless `address` is None or a positive multiple of the page size."""
+    if address is not None:
+        as_nbytes(address, "address")
+        check_multiple(address, page_nbytes, "address")
 
 
 def as_range(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -16,7 +17,7 @@ from mirrormap.units import Size, as_range, check_range
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array_over", "check_dtype"]
+__all__ = ["array_over", "buffer_of", "check_dtype"]
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -65,3 +66,27 @@ def array_over(
     readonly = readonly or not arrangement.allows(kernel.PROT_WRITE, at, count)
     flat = np.frombuffer(memoryview(kernel.span(region, at, count, readonly=readonly)), dtype="u1")
     return np.ndarray(shape, kind, buffer=flat, offset=start, strides=strides)
+
+
+def buffer_of(source: Any) -> memoryview:
+    """The source's bytes as a contiguous memoryview, exported until it is released.
+
+    Args: source: anything with a buffer, or a multiprocessing SharedMemory.
+    Raises: TypeError, ValueError.
+    """
+    shared_memory = sys.modules.get("multiprocessing.shared_memory")
+    if shared_memory is not None and isinstance(source, shared_memory.SharedMemory):
+        source = source.buf
+        if source is None:
+            raise ValueError("this SharedMemory is closed")
+    try:
+        view = memoryview(source)
+    except TypeError:
+        raise TypeError(
+            f"a {type(source).__name__} has no buffer: pass a Mapping, an ndarray, mmap.mmap, "
+            "SharedMemory or another buffer"
+        ) from None
+    if not view.c_contiguous:
+        view.release()
+        raise ValueError("the buffer is not contiguous: pass it as an ndarray, np.asarray(buffer)")
+    return view

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 import mirrormap as mm
 from conftest import held
-from support import PAGE, default_huge_nbytes, reserved
+from support import PAGE, default_huge_nbytes, protections, reserved
 
 LIMIT_PAGES = 6
 
@@ -30,10 +30,19 @@ def is_plain(places: list[int]) -> bool:
     return all(after == before + 1 for before, after in itertools.pairwise(places))
 
 
+LETTERS = {"rw": "rw-s", "r": "r--s", "rx": "r-xs"}
+
+
 class View:
-    def __init__(self, mapping: mm.Mapping, places: list[int], protection: str, resizable: bool) -> None:
-        self.mapping, self.places, self.protection, self.resizable = mapping, places, protection, resizable
+    """A mapping, and for each page it shows: which page that is, and what the view allows there."""
+
+    def __init__(self, mapping: mm.Mapping, places: list[int], allows: list[str], resizable: bool) -> None:
+        self.mapping, self.places, self.allows, self.resizable = mapping, places, allows, resizable
         self.held: Any = None
+
+    @property
+    def protection(self) -> str:
+        return self.allows[0] if len(set(self.allows)) == 1 else "mixed"
 
     def shows_beyond(self, count: int) -> bool:
         """Does the held array show more than `count` pages of the range the view has now?
@@ -47,7 +56,10 @@ class View:
 
 
 class Life(RuleBasedStateMachine):
-    """The model: one byte at the start of every page, and for each view the list of pages it shows."""
+    """The model: one byte at the start of every page, and for each view the list of pages it shows.
+
+    `count` pages can be mapped; shrinking leaves views that show more, down to `bytes`' length.
+    """
 
     page_nbytes = PAGE
 
@@ -56,15 +68,14 @@ class Life(RuleBasedStateMachine):
         self.before = held()
         self.pages = mm.Pages(count * self.page_nbytes, page_size=self.page_nbytes)
         self.bytes = [0] * count
+        self.count = count
         self.views: list[View] = []
 
     def pick(self, data: Any) -> View:
         return data.draw(st.sampled_from(self.views))
 
-    def add(
-        self, mapping: mm.Mapping, places: list[int], protection: str = "rw", resizable: bool = True
-    ) -> None:
-        self.views.append(View(mapping, places, protection, resizable))
+    def add(self, mapping: mm.Mapping, places: list[int], allows: list[str], resizable: bool = True) -> None:
+        self.views.append(View(mapping, places, allows, resizable))
 
     def few(self) -> bool:
         return len(self.views) < 6
@@ -74,22 +85,21 @@ class Life(RuleBasedStateMachine):
         data=st.data(), protection=st.sampled_from(["rw", "r"]), populate=st.booleans(), reserve=st.booleans()
     )
     def map(self, data: Any, protection: str, populate: bool, reserve: bool) -> None:
-        first = data.draw(st.integers(0, len(self.bytes) - 1))
-        count = data.draw(st.integers(1, len(self.bytes) - first))
+        first = data.draw(st.integers(0, self.count - 1))
+        count = data.draw(st.integers(1, self.count - first))
         mapping = self.pages.map(
             first * self.page_nbytes, count * self.page_nbytes, protection=protection, populate=populate,
             reserve=LIMIT_PAGES * self.page_nbytes if reserve else None,
         )  # fmt: skip
-        self.add(mapping, list(range(first, first + count)), protection)
+        self.add(mapping, list(range(first, first + count)), [protection] * count)
 
     @precondition(few)
     @rule(data=st.data())
     def arrange(self, data: Any) -> None:
-        places = data.draw(st.lists(st.integers(0, len(self.bytes) - 1), min_size=1, max_size=4))
+        places = data.draw(st.lists(st.integers(0, self.count - 1), min_size=1, max_size=4))
         unit = self.page_nbytes
-        self.add(
-            self.pages.arrange([(place * unit, unit) for place in places]), places, resizable=is_plain(places)
-        )
+        made = self.pages.arrange([(place * unit, unit) for place in places])
+        self.add(made, places, ["rw"] * len(places), resizable=is_plain(places))
 
     @precondition(lambda self: self.views and self.few())
     @rule(data=st.data(), way=st.sampled_from(["method", "function", "array"]))
@@ -107,9 +117,8 @@ class Life(RuleBasedStateMachine):
             if way == "method"
             else mm.mirror(view.mapping, offset, nbytes)
         )
-        assert made.protection == view.protection
-        places = view.places[first : first + count]
-        self.add(made, places, view.protection, resizable=is_plain(places))
+        places, allows = (every[first : first + count] for every in (view.places, view.allows))
+        self.add(made, places, allows, resizable=is_plain(places))
 
     @precondition(lambda self: self.views)
     @rule(data=st.data(), value=st.integers(1, 255))
@@ -117,7 +126,7 @@ class Life(RuleBasedStateMachine):
         view = self.pick(data)
         index = data.draw(st.integers(0, len(view.places) - 1))
         array = view.mapping.array(offset=index * self.page_nbytes, shape=1)
-        if "w" in view.protection:
+        if "w" in view.allows[index]:
             array[0] = value
             self.bytes[view.places[index]] = value
         else:
@@ -140,26 +149,27 @@ class Life(RuleBasedStateMachine):
         view.mapping.resize(count * self.page_nbytes)
         first = view.places[0]
         view.places = list(range(first, first + count))
+        view.allows = [*view.allows, *[view.allows[-1]] * count][:count]
+        self.count = max(self.count, first + count) if count > before else self.count
         self.bytes += [0] * (first + count - len(self.bytes))
 
     @rule(count=st.integers(1, LIMIT_PAGES))
     def resize_pages(self, count: int) -> None:
         beyond = any(view.held is not None and max(view.held[1]) >= count for view in self.views)
-        if count < len(self.bytes) and beyond:
+        if count < self.count and beyond:
             with pytest.raises(BufferError):
                 self.pages.resize(count * self.page_nbytes)
             return
         self.pages.resize(count * self.page_nbytes)
-        # views that reach further read zeros there, and the model keeps those pages as zeros
-        longest = max([count, *(max(view.places) + 1 for view in self.views)])
-        self.bytes = [value if index < count else 0 for index, value in enumerate(self.bytes)][:longest]
-        self.bytes += [0] * (longest - len(self.bytes))
-        if longest > count:
-            self.pages.resize(longest * self.page_nbytes)
+        assert self.pages.nbytes == count * self.page_nbytes
+        for place in range(count, self.count):  # views that reach further read zeros there
+            self.bytes[place] = 0
+        self.count = count
+        self.bytes += [0] * (count - len(self.bytes))
 
     @rule(data=st.data())
     def discard(self, data: Any) -> None:
-        place = data.draw(st.integers(0, len(self.bytes) - 1))
+        place = data.draw(st.integers(0, self.count - 1))
         self.pages.discard(place * self.page_nbytes, self.page_nbytes)
         self.bytes[place] = 0
 
@@ -167,8 +177,10 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), protection=st.sampled_from(["rw", "r", "rx"]))
     def protect(self, data: Any, protection: str) -> None:
         view = self.pick(data)
-        view.mapping.protect(protection)
-        view.protection = protection
+        first = data.draw(st.integers(0, len(view.places) - 1))
+        count = data.draw(st.integers(1, len(view.places) - first))
+        view.mapping.protect(protection, first * self.page_nbytes, count * self.page_nbytes)
+        view.allows[first : first + count] = [protection] * count
 
     @precondition(lambda self: self.views)
     @rule(data=st.data())
@@ -201,6 +213,11 @@ class Life(RuleBasedStateMachine):
         for view in getattr(self, "views", []):
             array = view.mapping.array()
             assert array.nbytes == len(view.places) * self.page_nbytes
+            assert view.mapping.protection == view.protection
+            assert array.flags.writeable == (view.protection == "rw")
+            for index, allowed in enumerate(view.allows):
+                at = view.mapping.address + index * self.page_nbytes
+                assert protections(at, self.page_nbytes) == [LETTERS[allowed]]
             assert array[:: self.page_nbytes].tolist() == [self.bytes[place] for place in view.places]
             if view.held is not None:
                 held_array, places = view.held

@@ -247,6 +247,34 @@ def test_population_of_files_is_ready_for_writing(tmp_path: Path) -> None:
         assert stores_without_fault(view.array(), write=True) == 0
 
 
+def test_population_of_files_for_reading_leaves_no_fault(tmp_path: Path) -> None:
+    with mm.Pages.open(tmp_path / "data", 64 * PAGE) as pages:
+        with pages.map() as view:
+            view.array()[:] = 1
+        with pages.map(protection="r", populate=True) as view:
+            assert stores_without_fault(view.array(), write=False) == 0
+        with pages.map() as view:
+            view.populate()
+            assert stores_without_fault(view.array(), write=False) == 0
+
+
+def test_population_of_transparent_huge_pages_leaves_no_fault() -> None:
+    with mm.Pages("8MiB", page_size="thp") as pages, pages.map(populate=True) as view:
+        assert stores_without_fault(view.array(), write=True) == 0
+        with view.mirror(populate=True) as other:
+            assert stores_without_fault(other.array(), write=True) == 0
+
+
+@pytest.mark.parametrize("hole", [0, 1 << 20, (20 << 20) + 5 * PAGE])
+def test_population_of_much_memory_with_a_hole_in_it(hole: int) -> None:
+    """The short cut by fault-around sees pages that are missing, and leaves them to the kernel."""
+    with mm.Pages("32MiB") as pages, pages.map(populate=True) as view:
+        pages.discard(hole, PAGE)
+        with view.mirror(PAGE * 3, populate=True) as other:
+            assert other.resident == other.nbytes
+            assert stores_without_fault(other.array(), write=True) == 0
+
+
 def test_population_of_huge_pages(huge: int) -> None:
     with mm.Pages(4 * huge, page_size=huge) as pages, pages.map(populate=True) as view:
         assert view.resident == view.resident_huge == 4 * huge

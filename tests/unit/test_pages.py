@@ -358,6 +358,21 @@ def test_gigantic_pages() -> None:
             assert other.resident_huge == 1 << 30
 
 
+def test_gigantic_pages_grow_and_shrink() -> None:
+    giga = 1 << 30
+    with reserved(giga, 2), mm.Pages(giga, page_size="1GiB") as pages, pages.map() as view:
+        view.array()[5] = 7
+        view.resize(2 * giga)
+        view.array()[2 * giga - 1] = 8
+        with view.mirror() as other:
+            assert other.array()[[5, 2 * giga - 1]].tolist() == [7, 8]
+        view.resize(giga)
+        assert pages.nbytes == 2 * giga
+        assert view.array()[5] == 7
+        pages.resize(giga)
+        assert pages.allocated == giga
+
+
 def test_transparent_huge_pages_are_aligned_and_reported() -> None:
     huge = procmaps.pmd_nbytes()
     with mm.Pages(3 * huge, page_size="thp") as pages, pages.map(populate=True) as view:

@@ -254,20 +254,22 @@ static PyObject *call_set_closed_error(PyObject *module, PyObject *error)
 static PyObject *call_fault_arm(PyObject *module, PyObject *args)
 {
     (void)module;
-    const char *call;
+    const char *call, *then = "";
     long nth;
     int error;
-    if (!PyArg_ParseTuple(args, "sli", &call, &nth, &error))
+    if (!PyArg_ParseTuple(args, "sli|s", &call, &nth, &error, &then))
         return NULL;
-    mm_fault_arm(call, nth, error);
+    mm_fault_arm(call, nth, error, then);
     Py_RETURN_NONE;
 }
 
-static PyObject *call_fault_hit(PyObject *module, PyObject *unused)
+static PyObject *call_fault_hits(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    return PyUnicode_FromString(mm_fault_hit());
+    const char *first;
+    int hits = mm_fault_hits(&first);
+    return Py_BuildValue("(is)", hits, first);
 }
 #endif
 
@@ -294,7 +296,7 @@ PyMethodDef call_methods[] = {
     {"set_closed_error", call_set_closed_error, METH_O, NULL},
 #ifdef MIRRORMAP_FAULTS
     {"fault_arm", call_fault_arm, METH_VARARGS, NULL},
-    {"fault_hit", call_fault_hit, METH_NOARGS, NULL},
+    {"fault_hits", call_fault_hits, METH_NOARGS, NULL},
 #endif
     {NULL, NULL, 0, NULL},
 };

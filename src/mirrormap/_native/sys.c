@@ -16,32 +16,39 @@
 
 #ifdef MIRRORMAP_FAULTS
 static struct {
-    char call[24];
+    char call[24], then[24];
     long nth, seen;
-    int error;
-    const char *hit;
+    int error, hits;
+    const char *first;
 } fault;
 
-void mm_fault_arm(const char *call, long nth, int error)
+void mm_fault_arm(const char *call, long nth, int error, const char *then)
 {
     memset(&fault, 0, sizeof fault);
     strncpy(fault.call, call, sizeof fault.call - 1);
+    strncpy(fault.then, then, sizeof fault.then - 1);
     fault.nth = nth;
     fault.error = error;
+    fault.first = "";
 }
 
-const char *mm_fault_hit(void)
+int mm_fault_hits(const char **first)
 {
-    return fault.hit != NULL ? fault.hit : "";
+    *first = fault.first != NULL ? fault.first : "";
+    return fault.hits;
 }
 
 static int injected(const char *call)
 {
-    if (fault.call[0] == '\0' || (fault.call[0] != '*' && strcmp(fault.call, call) != 0))
+    if (fault.hits == 1 && strcmp(fault.then, call) == 0) {
+        fault.hits = 2;
+        return fault.error;
+    }
+    if (fault.hits != 0 || fault.call[0] == '\0'
+        || (fault.call[0] != '*' && strcmp(fault.call, call) != 0) || ++fault.seen != fault.nth)
         return 0;
-    if (++fault.seen != fault.nth)
-        return 0;
-    fault.hit = call;
+    fault.hits = 1;
+    fault.first = call;
     return fault.error;
 }
 #define FAULT(call)                        \

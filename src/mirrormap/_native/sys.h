@@ -79,10 +79,11 @@ int mm_sys_scan(int fd, uint64_t start, uint64_t end,
                 struct mm_residency *result);
 
 #ifdef MIRRORMAP_FAULTS
-/* Make the nth next call named `call` ("mmap", "*" for any) answer `error`. */
-void mm_fault_arm(const char *call, long nth, int error);
-/* The call that was made to fail since the last arming, or "". */
-const char *mm_fault_hit(void);
+/* Make the nth next call named `call` ("mmap", "*" for any) answer `error`, and
+ * after that the next one named `then`, unless that is "". */
+void mm_fault_arm(const char *call, long nth, int error, const char *then);
+/* How many calls have been made to fail since the last arming, and the first of them, or "". */
+int mm_fault_hits(const char **first);
 #endif
 
 #endif
