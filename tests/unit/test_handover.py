@@ -59,6 +59,29 @@ def test_pages_travel_through_a_pipe() -> None:
     child.close()
 
 
+def worker(tasks: Any, results: Any) -> None:
+    for pages in iter(tasks.get, None):
+        with pages, pages.map() as view:
+            results.put(int(view.array()[0]))
+
+
+@pytest.mark.leaks_by_nature
+def test_pages_travel_through_a_queue_the_same_ones_twice() -> None:
+    context = multiprocessing.get_context("spawn")
+    tasks, results = context.Queue(), context.Queue()
+    child = context.Process(target=worker, args=(tasks, results))
+    child.start()
+    with mm.Pages(8192) as one, mm.Pages(8192) as other, one.map() as first, other.map() as second:
+        first.array()[0], second.array()[0] = 1, 2
+        for pages in (one, other, one):
+            tasks.put(pages)
+        assert [results.get(timeout=60) for _ in range(3)] == [1, 2, 1]
+    tasks.put(None)
+    child.join(60)
+    assert child.exitcode == 0
+    child.close()
+
+
 @pytest.mark.leaks_by_nature
 def test_the_logical_size_travels_not_the_object_s() -> None:
     with mm.Pages(64 << 10) as pages:

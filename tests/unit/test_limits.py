@@ -137,6 +137,16 @@ except mm.NotMirrorableError as error:
 else:
     raise AssertionError
 assert raw.buffer[0] == 1
+""")
+
+
+@root
+def test_an_ordinary_user_is_warned_of_a_truncated_file_too() -> None:
+    """Without map_files the length is found out by asking whether the last page can be read."""
+    succeeds(f"""
+import mmap, os, tempfile, mirrormap as mm
+from support import PAGE
+{NOBODY}
 with tempfile.NamedTemporaryFile(dir="/tmp") as file:
     file.truncate(4 * PAGE)
     with mmap.mmap(file.fileno(), 4 * PAGE) as source:
