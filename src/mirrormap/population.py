@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from typing import Final
 
 from mirrormap import kernel, procmaps
@@ -17,14 +18,17 @@ __all__ = ["populate"]
 _STEP_NBYTES: Final = 64 << 20  # signals are served between steps
 _TRIAL_NBYTES: Final = 1 << 20
 _AROUND_NBYTES: Final = 16 * PAGE_NBYTES  # the kernel's fault_around_bytes, unless it was changed
+# x86 notes a store in an entry by itself; elsewhere a processor may need a fault for it
+_STORES_ARE_FREE: Final = os.uname().machine in ("x86_64", "i686")
 _WORTH_NBYTES: Final = 16 << 20
 
 
 def populate(region: Region, arrangement: Arrangement, *, write: bool) -> None:
     """Make every page-table entry of a region that shows the arrangement.
 
-    A read fault on tmpfs and hugetlb leaves an entry that stores may use, at half the price of
-    a write fault; on files it does not, so there `write` writes (and dirties the pages).
+    On x86 a read fault on tmpfs and hugetlb leaves an entry that stores may use, at half the price
+    of a write fault. On files it does not, and on processors that leave it to the kernel to note the
+    first store neither, so there `write` writes (and dirties the pages).
     Raises: MapError naming the step that failed: EFAULT for a hole past the object's end or a full
         file system or pool; ENOMEM; EHWPOISON.
     """
@@ -53,7 +57,7 @@ def _goes_with(run: Run, other: Run) -> bool:
 
 def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -> None:
     """Populate [first, last), which is like `run`."""
-    write = write and run.notes_writes and bool(run.protection & kernel.PROT_WRITE)
+    write = write and bool(run.protection & kernel.PROT_WRITE) and (run.notes_writes or not _STORES_ARE_FREE)
     label = run.backing.label if run.backing is not None else ""
     if last - first >= _WORTH_NBYTES and run.page_nbytes == PAGE_NBYTES and not write:
         first = _fault_around(region, first, last, run, label)
