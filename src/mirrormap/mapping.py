@@ -307,7 +307,7 @@ class Mapping(Exporter):
         """Make the page-table entries of the whole view now (MADV_POPULATE_READ, _WRITE).
 
         Afterwards touching costs no fault. `write` makes sure of that for stores too: on memory it
-        comes for free; on files it dirties every page.
+        comes for free on x86; on files it dirties every page.
         Raises: MapError naming the range, where a page cannot be had: past a file's end, or with
             memory, pool or file system full. ValueError if the protection does not allow it.
         """
