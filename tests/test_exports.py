@@ -9,8 +9,9 @@ import pytest
 import mirrormap
 
 PUBLIC = [
-    "MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "Capabilities", "ClosedError",
-    "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Pages", "copyto", "empty", "full",
+    "BusyError", "MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "Capabilities",
+    "ClosedError", "CorruptError", "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Overrun", "Pages",
+    "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
 ]  # fmt: skip
 

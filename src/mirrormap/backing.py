@@ -178,6 +178,17 @@ class Backing:
         return backing
 
     @classmethod
+    def create_file(cls, path: str | os.PathLike[str], nbytes: int) -> Backing:
+        """A new file (0600) of that size. Raises: FileExistsError if there is one."""
+        backing = cls.adopt(kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        try:
+            backing.grow(nbytes)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return backing
+
+    @classmethod
     def adopt(cls, fd: int, *, nbytes: int | None = None) -> Backing:
         """Take over a descriptor, which is closed here when it turns out to be of no use.
 

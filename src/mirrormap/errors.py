@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["ClosedError", "MapError", "MirrorError", "NotMirrorableError"]
+__all__ = [
+    "BusyError",
+    "ClosedError",
+    "CorruptError",
+    "MapError",
+    "MirrorError",
+    "NotMirrorableError",
+    "Overrun",
+    "WriterGone",
+]
 
 
 class MirrorError(Exception):
@@ -50,6 +59,33 @@ class MapError(MirrorError, OSError):
 
 class NotMirrorableError(MapError):
     """This memory cannot be shown a second time; the text says why and names the way out."""
+
+
+class BusyError(MirrorError):
+    """The place is taken: another writer lives, a reservation is open, all slots are held."""
+
+
+class Overrun(MirrorError):  # noqa: N818
+    """The writer was faster: items were overwritten before, or while, they were looked at.
+
+    Attributes:
+        missed: how many items. The reader, if it was one, stands at the oldest intact item now.
+    """
+
+    def __init__(self, missed: int) -> None:
+        super().__init__(f"{missed:,} items were overwritten before they were read")
+        self.missed = missed
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Overrun, (self.missed,)
+
+
+class WriterGone(MirrorError):  # noqa: N818
+    """No more items will come: everything committed was read, and the writer closed or died."""
+
+
+class CorruptError(MirrorError):
+    """Shared memory or a file says things that cannot be; the text says which."""
 
 
 def _rebuild(cls: type[MapError], errno: int, call: str, nbytes: int, label: str, advice: str) -> MapError:

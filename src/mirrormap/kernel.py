@@ -13,7 +13,7 @@ import os
 from typing import Final, NamedTuple, NoReturn
 
 from mirrormap import _core
-from mirrormap._core import Exporter, Region, Span
+from mirrormap._core import Exporter, Region, RingBase, Span
 from mirrormap.errors import ClosedError, MapError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Exporter",
     "FileInfo",
     "Region",
+    "RingBase",
     "Span",
     "VmaInfo",
 ]

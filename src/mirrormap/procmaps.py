@@ -30,6 +30,7 @@ __all__ = [
     "max_map_count",
     "pmd_nbytes",
     "present_nbytes",
+    "process_start",
     "residency",
 ]
 
@@ -220,6 +221,23 @@ def _huge_by_smaps(start: int, end: int) -> int:
 
 
 # --- descriptors ---------------------------------------------------------------------------
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None once it is gone or a zombie.
+
+    A pid alone proves nothing: it is given to somebody else sooner or later. -1: it is there, but
+    /proc does not say more (hidepid).
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        try:
+            os.close(os.pidfd_open(pid))
+        except OSError as error:
+            return None if error.errno == errno.ESRCH else -1
+        return -1
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def descriptors_of(dev: int, inode: int) -> list[int]:

@@ -1,5 +1,5 @@
-/* The extension: a table of calls and three types. */
-#include "core.h"
+/* The extension: a table of calls and four types. */
+#include "ring.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **keep)
 {
@@ -23,7 +23,8 @@ static int exec_core(PyObject *module)
     closed_error = Py_NewRef(PyExc_ValueError);
     if (add_type(module, "Region", &region_spec, &region_type) < 0
         || add_type(module, "Span", &span_spec, &span_type) < 0
-        || add_type(module, "Exporter", &exporter_spec, NULL) < 0)
+        || add_type(module, "Exporter", &exporter_spec, NULL) < 0
+        || add_type(module, "RingBase", &ring_spec, NULL) < 0 || ring_setup() < 0)
         return -1;
     return 0;
 }

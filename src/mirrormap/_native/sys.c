@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -12,6 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef MIRRORMAP_FAULTS
@@ -321,4 +324,18 @@ int mm_sys_scan(int fd, uint64_t start, uint64_t end,
     }
     *result = sum;
     return 0;
+}
+
+int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds)
+{
+    struct timespec limit = {.tv_sec = (time_t)(nanoseconds / 1000000000), .tv_nsec = (long)(nanoseconds % 1000000000)};
+    if (syscall(SYS_futex, word, FUTEX_WAIT, expected, &limit, NULL, 0) == 0 || errno == EAGAIN
+        || errno == ETIMEDOUT)
+        return 0;
+    return errno;
+}
+
+void mm_sys_wake(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

@@ -9,6 +9,7 @@
 #ifndef MIRRORMAP_SYS_H
 #define MIRRORMAP_SYS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -77,6 +78,11 @@ int mm_sys_vma(int fd, uint64_t address, bool next, struct mm_vma *result);
 /* PAGEMAP_SCAN on an open /proc/PID/pagemap. ENOTTY: kernel before 6.7. */
 int mm_sys_scan(int fd, uint64_t start, uint64_t end,
                 struct mm_residency *result);
+
+/* futex(2) on a word that processes share: sleep while it is `expected`, for at most `nanoseconds`;
+ * 0 also when it was not, or after the time. EINTR: a signal came. */
+int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds);
+void mm_sys_wake(_Atomic uint32_t *word);                /* everybody */
 
 #ifdef MIRRORMAP_FAULTS
 /* Make the nth next call named `call` ("mmap", "*" for any) answer `error`, and

@@ -1,0 +1,53 @@
+/* The base type of Ring: what its two files share. */
+#ifndef MIRRORMAP_RING_H
+#define MIRRORMAP_RING_H
+
+#include "core.h"
+#include "cursors.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *control, *data;      /* Regions; NULL until attached and once closed */
+    PyObject *shown;               /* a read-only Span of `data`: the base of windows */
+    struct mm_control *shared;     /* inside `control` */
+    char *base;                    /* first byte of `data`, which shows the same `nbytes` twice */
+    PyObject *descr;
+    uint64_t nbytes, item_nbytes, capacity;
+    Py_ssize_t dims[32];           /* of one item; dims[0] is for the number of items */
+    int ndim;                      /* with it */
+    bool overwrite;
+    bool busy;                     /* a write is waiting with the interpreter's lock released */
+    long holder;                   /* the process in which we hold the writer's place; 0: none */
+    uint64_t reserved;             /* items of an open reservation */
+    uint64_t limit;                /* lossless: may be written without looking at the slots again */
+    uint32_t arrivals;             /* what `limit` was computed for */
+} Ring;
+
+/* This process, known without a system call: 0 when it is not yet. */
+extern long this_process;
+
+Ring *ring_open(PyObject *self);   /* NULL: closed, exception set */
+/* `count` items from index `start` on, as an array that keeps the pages. */
+PyObject *ring_array(Ring *ring, uint64_t start, uint64_t count, bool writable);
+/* Items that fit now: UINT64_MAX when nothing holds the writer back. */
+uint64_t ring_room(Ring *ring, uint64_t wanted);
+
+int ring_setup(void);              /* 0, or -1 with an exception */
+extern PyType_Spec ring_spec;
+
+/* ring_write.c: methods of the writer */
+PyObject *ring_append(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names);
+PyObject *ring_extend(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names);
+PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names);
+PyObject *ring_commit(PyObject *self, PyObject *const *args, Py_ssize_t given);
+
+/* wait.c: methods of those who wait, and of the places */
+PyObject *ring_wait_data(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_wait_room(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_arrive(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_advance(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_evict(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *ring_owners(PyObject *self, PyObject *unused);
+
+#endif

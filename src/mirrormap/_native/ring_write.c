@@ -1,0 +1,248 @@
+/* Ring: the writer. One object at a time holds the writer's place; its threads are kept apart by the
+ * interpreter's lock, which is let go only to wait for room. */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include "numpy.h"
+
+#include <string.h>
+
+/* The two arguments that append, extend and reserve have: one, and timeout=. */
+static bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
+                       PyObject **first, PyObject **timeout)
+{
+    Py_ssize_t named = names != NULL ? PyTuple_Size(names) : 0;
+    *timeout = NULL;
+    if (given < 1 || given + named > 2) {
+        PyErr_Format(PyExc_TypeError, "%s() takes one argument and timeout=", what);
+        return false;
+    }
+    *first = args[0];
+    if (given == 2)
+        *timeout = args[1];
+    if (named == 1) {
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "timeout") != 0) {
+            PyErr_Format(PyExc_TypeError, "%s() takes no argument of that name", what);
+            return false;
+        }
+        *timeout = args[given];
+    }
+    return true;
+}
+
+/* The ring, if we hold the writer's place or can take it. */
+static Ring *writer_open(PyObject *self)
+{
+    Ring *ring = ring_open(self);
+    if (ring == NULL)
+        return NULL;
+    if (ring->holder != this_process) {
+        PyObject *taken = PyObject_CallMethod(self, "_take", NULL);
+        if (taken == NULL)
+            return NULL;
+        Py_DECREF(taken);
+        ring->holder = this_process;
+        ring->reserved = 0;
+        ring->limit = 0;
+    }
+    if (ring->busy || ring->reserved != 0) {
+        PyObject *unused = PyObject_CallMethod(self, "_refuse_busy", "O", ring->busy ? Py_True : Py_False);
+        Py_XDECREF(unused);
+        return NULL;
+    }
+    return ring;
+}
+
+uint64_t ring_room(Ring *ring, uint64_t wanted)
+{
+    if (ring->overwrite)
+        return UINT64_MAX;
+    struct mm_control *shared = ring->shared;
+    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
+    mm_intend(shared, written + wanted);
+    uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_relaxed);
+    if (arrivals != ring->arrivals || written + wanted > ring->limit) {
+        uint64_t slowest = mm_slowest(shared);
+        ring->arrivals = arrivals;
+        ring->limit = slowest > UINT64_MAX - ring->capacity ? UINT64_MAX : slowest + ring->capacity;
+    }
+    return ring->limit > written ? ring->limit - written : 0;
+}
+
+static void put(Ring *ring, const char *source, uint64_t count)
+{
+    struct mm_control *shared = ring->shared;
+    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
+    uint64_t skipped = count > ring->capacity ? count - ring->capacity : 0;
+    mm_claim(shared, written + count);
+    memcpy(ring->base + (written + skipped) * ring->item_nbytes % ring->nbytes,
+           source + skipped * ring->item_nbytes, (count - skipped) * ring->item_nbytes);
+    if (mm_publish(shared, written + count))
+        mm_sys_wake(&shared->data_wanted);
+}
+
+/* Let readers make room, with `partly` for some of it while a reader starves. False: an exception. */
+static bool wait_for_room(PyObject *self, Ring *ring, uint64_t count, bool partly, PyObject **deadline,
+                          PyObject *timeout)
+{
+    if (*deadline == NULL)
+        *deadline = PyObject_CallMethod(self, "_deadline", "O", timeout);
+    if (*deadline == NULL)
+        return false;
+    ring->busy = true;
+    PyObject *waited = PyObject_CallMethod(self, "_wait_for_room", "KiO", (unsigned long long)count, partly,
+                                           *deadline);
+    ring->busy = false;
+    Py_XDECREF(waited);
+    return waited != NULL;
+}
+
+/* All of them. A block that fits the ring goes in whole, unless a reader starves meanwhile: its
+ * block and ours may be too long to lie in the ring together. */
+static PyObject *put_all(PyObject *self, Ring *ring, const char *source, uint64_t count, PyObject *timeout)
+{
+    PyObject *deadline = NULL;
+    bool starving = false;
+    while (count != 0) {
+        uint64_t most = ring->overwrite || count < ring->capacity ? count : ring->capacity;
+        uint64_t room = ring_room(ring, most);
+        if (room < most && (room == 0 || !starving)) {
+            if (!wait_for_room(self, ring, most, true, &deadline, timeout != NULL ? timeout : Py_None))
+                break;
+            starving = true;
+            continue;
+        }
+        uint64_t piece = room < most ? room : most;
+        put(ring, source, piece);
+        source += piece * ring->item_nbytes;
+        count -= piece;
+        starving = false;
+    }
+    Py_XDECREF(deadline);
+    return count == 0 ? Py_NewRef(Py_None) : NULL;
+}
+
+/* A C-contiguous array of items with our very dtype, elsewhere in memory? */
+static bool is_plain(const Ring *ring, PyObject *block, int first)
+{
+    if (!PyArray_Check(block))
+        return false;
+    PyArrayObject *array = (PyArrayObject *)block;
+    if (PyArray_NDIM(array) != ring->ndim - first || !PyArray_IS_C_CONTIGUOUS(array)
+        || ((PyObject *)PyArray_DESCR(array) != ring->descr
+            && !PyArray_EquivTypes(PyArray_DESCR(array), (PyArray_Descr *)ring->descr)))
+        return false;
+    for (int i = 1; i < ring->ndim; i++)
+        if (PyArray_DIM(array, i - first) != ring->dims[i])
+            return false;
+    const char *data = PyArray_BYTES(array);
+    return data + PyArray_NBYTES(array) <= ring->base || data >= ring->base + 2 * ring->nbytes;
+}
+
+/* The argument itself, or a copy of the right dtype and shape: a new reference. */
+static PyObject *converted(PyObject *self, const Ring *ring, PyObject *block, int first)
+{
+    if (is_plain(ring, block, first))
+        return Py_NewRef(block);
+    PyObject *copy = PyObject_CallMethod(self, "_converted", "OO", block, first ? Py_True : Py_False);
+    if (copy != NULL && !is_plain(ring, copy, first)) {
+        Py_CLEAR(copy);
+        PyErr_SetString(PyExc_TypeError, "the block could not be converted");
+    }
+    return copy;
+}
+
+static PyObject *write_block(PyObject *self, PyObject *block, PyObject *timeout, int first)
+{
+    Ring *ring = writer_open(self);
+    if (ring == NULL)
+        return NULL;
+    PyObject *items = converted(self, ring, block, first);
+    if (items == NULL)
+        return NULL;
+    PyArrayObject *array = (PyArrayObject *)items;
+    uint64_t count = first ? 1 : (uint64_t)PyArray_DIM(array, 0);
+    PyObject *done = count != 0 && ring_open(self) != NULL
+                         ? put_all(self, ring, PyArray_BYTES(array), count, timeout)
+                         : (PyErr_Occurred() ? NULL : Py_NewRef(Py_None));
+    Py_DECREF(items);
+    return done;
+}
+
+PyObject *ring_extend(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    PyObject *block, *timeout;
+    if (!take_timed("extend", args, given, names, &block, &timeout))
+        return NULL;
+    return write_block(self, block, timeout, 0);
+}
+
+PyObject *ring_append(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    PyObject *item, *timeout;
+    if (!take_timed("append", args, given, names, &item, &timeout))
+        return NULL;
+    Ring *ring = writer_open(self);
+    if (ring == NULL)
+        return NULL;
+    _Alignas(64) char scalar[64];
+    if (ring->ndim != 1 || ring->item_nbytes > sizeof scalar || PyArray_Check(item))
+        return write_block(self, item, timeout, 1);
+    memset(scalar, 0, sizeof scalar); /* what padding a structured item has */
+    if (PyArray_Pack((PyArray_Descr *)ring->descr, scalar, item) < 0)
+        return NULL;
+    return put_all(self, ring, scalar, 1, timeout);
+}
+
+PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    PyObject *number, *timeout;
+    int64_t count;
+    if (!take_timed("reserve", args, given, names, &number, &timeout) || !take_numbers(&number, 1, &count, 1))
+        return NULL;
+    Ring *ring = writer_open(self);
+    if (ring == NULL)
+        return NULL;
+    if (count < 1 || (uint64_t)count > ring->capacity)
+        return PyErr_Format(PyExc_ValueError, "reserve 1 to %llu items, not %lld",
+                            (unsigned long long)ring->capacity, (long long)count);
+    PyObject *deadline = NULL, *zero = PyLong_FromLong(0);
+    bool failed = zero == NULL;
+    while (!failed && ring_room(ring, (uint64_t)count) < (uint64_t)count)
+        failed = !wait_for_room(self, ring, (uint64_t)count, false, &deadline,
+                                timeout != NULL ? timeout : zero);
+    Py_XDECREF(zero);
+    Py_XDECREF(deadline);
+    if (failed)
+        return NULL;
+    uint64_t written = atomic_load_explicit(&ring->shared->written, memory_order_relaxed);
+    PyObject *array = ring_array(ring, written, (uint64_t)count, true);
+    if (array != NULL) {
+        mm_claim(ring->shared, written + (uint64_t)count);
+        ring->reserved = (uint64_t)count;
+    }
+    return array;
+}
+
+PyObject *ring_commit(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    Ring *ring = ring_open(self);
+    if (ring == NULL)
+        return NULL;
+    if (ring->holder != this_process || ring->reserved == 0) {
+        PyErr_SetString(PyExc_ValueError, "nothing is reserved: call reserve() first");
+        return NULL;
+    }
+    int64_t count = (int64_t)ring->reserved;
+    if (given != 0 && args[0] != Py_None && !take_numbers(args, given, &count, 1))
+        return NULL;
+    if (count < 0 || (uint64_t)count > ring->reserved)
+        return PyErr_Format(PyExc_ValueError, "commit 0 to %llu items, not %lld", (unsigned long long)ring->reserved,
+                            (long long)count);
+    ring->reserved = 0;
+    struct mm_control *shared = ring->shared;
+    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
+    if (count != 0 && mm_publish(shared, written + (uint64_t)count))
+        mm_sys_wake(&shared->data_wanted);
+    Py_RETURN_NONE;
+}
