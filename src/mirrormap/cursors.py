@@ -58,7 +58,8 @@ def own_token() -> int:
 
 def is_alive(token: int) -> bool:
     """Does the process that wrote this token still run? A zombie does not, nor does its pid's heir."""
-    start = procmaps.process_start(token >> 32)
+    pid = token >> 32
+    start = procmaps.process_start(pid) if 0 < pid < 1 << 31 else None  # whatever a damaged header says
     return start is not None and (start < 0 or start & 0xFFFFFFFF == token & 0xFFFFFFFF)
 
 

@@ -139,11 +139,11 @@ PyObject *ring_owners(PyObject *self, PyObject *unused)
     Ring *ring = ring_open(self);
     PyObject *readers = ring != NULL ? PyDict_New() : NULL;
     for (int i = 0; readers != NULL && i < MM_SLOTS; i++) {
-        unsigned long long owner = atomic_load(&ring->shared->slots[i].owner);
+        long long owner = (long long)atomic_load(&ring->shared->slots[i].owner);
         if (owner == 0)
             continue;
         unsigned long long position = atomic_load(&ring->shared->slots[i].position);
-        PyObject *slot = PyLong_FromLong(i), *reader = Py_BuildValue("(KK)", owner, position);
+        PyObject *slot = PyLong_FromLong(i), *reader = Py_BuildValue("(LK)", owner, position);
         if (slot == NULL || reader == NULL || PyDict_SetItem(readers, slot, reader) < 0)
             Py_CLEAR(readers);
         Py_XDECREF(slot);
@@ -151,6 +151,6 @@ PyObject *ring_owners(PyObject *self, PyObject *unused)
     }
     if (readers == NULL)
         return NULL;
-    return Py_BuildValue("(KKN)", (unsigned long long)atomic_load(&ring->shared->writer),
+    return Py_BuildValue("(LKN)", (long long)atomic_load(&ring->shared->writer),
                          (unsigned long long)atomic_load(&ring->shared->writers), readers);
 }
