@@ -135,7 +135,7 @@ class Reader:
         """The next n items, without moving on.
 
         Args: timeout: seconds to wait for them; None: for ever, 0: not at all.
-        Returns: read-only, shape (n, *shape).
+        Returns: read-only, shape ``(n, *shape)``.
         Raises: Overrun (the reader has moved to the oldest intact item); TimeoutError; WriterGone
             when fewer are left and no writer; ValueError for more than the capacity.
         """

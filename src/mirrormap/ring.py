@@ -197,7 +197,7 @@ class Ring(RingBase):
     def windows(self, nitems: int, step: int = 1) -> NDArray[Any]:
         """All windows of `nitems` that are intact now, `step` items apart, without copying.
 
-        Returns: read-only, shape (k, nitems, *shape); the first begins at the oldest intact item.
+        Returns: read-only, shape ``(k, nitems, *shape)``; the first begins at the oldest intact item.
         """
         count, stride = operator.index(nitems), operator.index(step)
         if count < 1 or stride < 1:

@@ -11,7 +11,7 @@ static const char append_doc[] =
 
 static const char extend_doc[] =
     "extend($self, block, timeout=None)\n--\n\n"
-    "Write a block of items: array-like, shape (n, *shape).\n\n"
+    "Write a block of items: array-like, shape ``(n, *shape)``.\n\n"
     "An overwriting ring takes a block of any length and keeps its newest items. A lossless one waits\n"
     "for room for the whole block; one longer than the capacity goes in by pieces.\n"
     "Args, Raises: as append.";
@@ -20,7 +20,7 @@ static const char reserve_doc[] =
     "reserve($self, n, timeout=0)\n--\n\n"
     "Room for the next n items, to be written in place and then committed.\n\n"
     "What lies a lap behind counts as overwritten from now on.\n"
-    "Returns: writable, shape (n, *shape), with whatever was there before.\n"
+    "Returns: writable, shape ``(n, *shape)``, with whatever was there before.\n"
     "Raises: TimeoutError when a lossless ring has no room within timeout seconds; BusyError;\n"
     "    ValueError unless n is 1 to the capacity.";
 
@@ -32,7 +32,7 @@ static const char commit_doc[] =
 static const char latest_doc[] =
     "latest($self, n, /)\n--\n\n"
     "The newest n items. On an overwriting ring a live view: check with valid().\n\n"
-    "Returns: read-only, shape (n, *shape), contiguous wherever the seam lies, no copy.\n"
+    "Returns: read-only, shape ``(n, *shape)``, contiguous wherever the seam lies, no copy.\n"
     "Raises: ValueError if fewer are written, or more asked for than the capacity.";
 
 static const char window_doc[] =
