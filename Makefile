@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test lint audit docs man bench sanitize clean
+.PHONY: help demo test lint audit docs man bench bench-ring sanitize clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -74,6 +74,9 @@ audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its sta
 
 bench: $(VENV)/.installed ## run the benchmarks against C
 	$(BIN)/python bench/run.py
+
+bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its peers
+	$(BIN)/python bench/stream.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
