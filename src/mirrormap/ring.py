@@ -125,7 +125,7 @@ class Ring(RingBase):
 
         Raises: FileNotFoundError, PermissionError; CorruptError, saying what is wrong.
         """
-        return cls._opened(Backing.open(path, None))
+        return cls._opened(Backing.adopt(kernel.open_file(path, os.O_RDWR)))
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
