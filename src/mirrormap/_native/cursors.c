@@ -62,8 +62,7 @@ int mm_arrive(struct mm_control *shared, uint64_t owner, uint64_t capacity, uint
         struct mm_slot *slot = &shared->slots[i];
         if (load(&slot->owner, memory_order_relaxed) != 0 || !mm_seize(&slot->owner, 0, owner))
             continue;
-        /* From here on the writer waits for us at whatever an earlier holder left, which can only
-         * be too low. */
+        /* Until the fence the writer may see whatever position the last holder left. */
         atomic_store_explicit(&slot->position, *position, memory_order_release);
         atomic_fetch_add_explicit(&shared->arrivals, 1, memory_order_relaxed);
         atomic_thread_fence(memory_order_seq_cst); /* against mm_intend */

@@ -1,0 +1,100 @@
+"""The cursor code by itself: a native hammer, plain and under ThreadSanitizer; tokens and deadlines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mirrormap.cursors import Deadline, is_alive, own_token
+
+ROOT = Path(__file__).parents[2]
+HAMMER = ROOT / "tests" / "native" / "hammer.c"
+NATIVE = ROOT / "src" / "mirrormap" / "_native"
+
+
+# a sanitizer preloaded for our own extension is not for the compiler, nor for a program with another
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
+
+
+def build(folder: Path, source: Path, *options: str) -> str:
+    target = str(folder / "hammer")
+    command = [
+        os.environ.get("CC", "cc"),
+        "-std=c11",
+        "-O2",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-error=tsan",
+    ]
+    command += [*options, f"-I{NATIVE}", str(HAMMER), str(source), "-pthread", "-o", target]
+    subprocess.run(command, check=True, capture_output=True, env=CLEAN)
+    return target
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    # ThreadSanitizer's shadow does not know where newer kernels put things at random
+    fixed = [shutil.which("setarch") or "", "-R"] if shutil.which("setarch") else []
+    return subprocess.run(
+        [*fixed, *command], capture_output=True, text=True, timeout=250, check=False, env=CLEAN
+    )
+
+
+@pytest.mark.parametrize("way", ["lossless", "overwriting"])
+def test_nothing_is_lost_or_torn_between_threads(tmp_path: Path, way: str) -> None:
+    done = run(build(tmp_path, NATIVE / "cursors.c"), way, "2000000")
+    assert done.returncode == 0, done.stderr
+
+
+def test_thread_sanitizer_sees_no_race(tmp_path: Path) -> None:
+    done = run(build(tmp_path, NATIVE / "cursors.c", "-fsanitize=thread"), "lossless", "100000")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sound", "broken"),
+    [
+        ("&shared->written, upto, memory_order_release", "&shared->written, upto, memory_order_relaxed"),
+        (
+            "&slot->position, position, memory_order_release",
+            "&slot->position, position, memory_order_relaxed",
+        ),
+    ],
+)
+def test_thread_sanitizer_would_see_one(tmp_path: Path, sound: str, broken: str) -> None:
+    text = (NATIVE / "cursors.c").read_text()
+    assert text.count(sound) == 1
+    source = tmp_path / "broken.c"
+    source.write_text(text.replace(sound, broken))
+    done = run(build(tmp_path, source, "-fsanitize=thread"), "lossless", "100000")
+    assert done.returncode != 0
+    assert "data race" in done.stderr
+
+
+def test_tokens_tell_processes_apart() -> None:
+    assert is_alive(own_token())
+    assert own_token() >> 32 == os.getpid()
+    for token in (own_token() + 1, 0, -1, 1 << 60, (1 << 22) << 32):  # another start time; no such process
+        assert not is_alive(token)
+    child = subprocess.Popen(["true"])
+    assert os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT) is not None
+    assert not is_alive(child.pid << 32)  # a zombie
+    child.wait()
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan")])
+def test_timeouts_that_cannot_be(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Deadline(timeout)
+
+
+def test_deadlines_come_in_slices() -> None:
+    assert Deadline(None).slice_ms() == 100
+    assert Deadline(1000).slice_ms() == 100
+    assert 0 < Deadline(0.05).slice_ms() <= 50
+    assert Deadline(0).slice_ms() == 0
