@@ -219,7 +219,7 @@ def arriving(without: str = "") -> tuple[list[Program], dict[str, int]]:
         "claimed": 1,
         "written": 1,
         "owner": 0,
-        "position": 0,
+        "position": 5,  # the last holder of the slot left it far ahead
         "place": 0,
         "data_wanted": 0,
     }
