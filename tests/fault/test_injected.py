@@ -275,7 +275,7 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
     with staged(tmp_path, plenty) as scene:
         operation(scene)  # warm: whatever is cached is there from now on
     for nth in itertools.count(1):
-        for number, undoing in FAULTS:
+        for number, undoing in FAULTS if name != "probe" else FAULTS[:3]:  # it asks some 150 questions
             before = held()
             with staged(tmp_path, plenty) as scene:
                 _core.fault_arm("*", nth, number, undoing)
