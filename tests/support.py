@@ -142,7 +142,7 @@ def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
     else:
         flat[::PAGE].sum()
     count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return 0 if SANITIZED and count <= 8 else count  # its own bookkeeping
+    return 0 if SANITIZED and count <= 24 else count  # its own bookkeeping; no array here has so few pages
 
 
 def run_python(
