@@ -135,14 +135,14 @@ def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
     warm = np.zeros(8 * PAGE, "u1")
     for _ in range(2):
         warm[::PAGE] = 1
-        warm[::PAGE].sum()
+        warm[::PAGE].max()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     if write:
         flat[::PAGE] = 1
     else:
-        flat[::PAGE].sum()
+        flat[::PAGE].max()  # sum() would widen the bytes in a buffer, whose pages fault
     count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return 0 if SANITIZED and count <= 24 else count  # its own bookkeeping; no array here has so few pages
+    return 0 if SANITIZED and count <= 8 else count  # its own bookkeeping
 
 
 def run_python(
