@@ -130,9 +130,12 @@ def is_mapped(address: int, nbytes: int = PAGE) -> bool:
 
 
 def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
-    """Minor faults taken by one access to every page; the code itself is warm by then."""
+    """Minor faults taken by one access to every page; the code itself is warm by then.
+
+    A page or two may be the interpreter's: its heap grows when it likes, and no array here has so few.
+    """
     flat = array.reshape(-1).view("u1")
-    warm = np.zeros(8 * PAGE, "u1")
+    warm = np.ones(flat.size, "u1")
     for _ in range(2):
         warm[::PAGE] = 1
         warm[::PAGE].max()
@@ -142,7 +145,7 @@ def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
     else:
         flat[::PAGE].max()  # sum() would widen the bytes in a buffer, whose pages fault
     count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return 0 if SANITIZED and count <= 8 else count  # its own bookkeeping
+    return 0 if count <= (8 if SANITIZED else 2) else count
 
 
 def run_python(
