@@ -113,6 +113,30 @@ def test_what_does_not_convert_is_refused_and_nothing_is_written() -> None:
         ring.append(300)
 
 
+class Closer:
+    """A number or a block whose conversion closes the ring."""
+
+    def __init__(self, ring: mm.Ring) -> None:
+        self.ring = ring
+
+    def __int__(self) -> int:
+        self.ring.close()
+        return 1
+
+    __index__ = __int__
+
+    def __array__(self, *unused: Any, **options: Any) -> np.ndarray[Any, Any]:
+        self.ring.close()
+        return np.ones(3, "i8")
+
+
+@pytest.mark.parametrize("way", ["append", "extend"])
+def test_a_conversion_that_closes_the_ring_is_a_closed_error(way: str) -> None:
+    ring = mm.Ring(10, "i4")
+    with pytest.raises(mm.ClosedError):
+        getattr(ring, way)(Closer(ring))
+
+
 def test_a_float64_block_goes_into_a_float32_ring() -> None:
     with mm.Ring(10) as ring:
         ring.extend(np.arange(4.0)[::-1])

@@ -23,7 +23,7 @@ typedef struct {
     uint32_t arrivals;             /* what `limit` was computed for */
 } Ring;
 
-/* This process, known without a system call: 0 when it is not yet. */
+/* The pid of this process, known without a system call. */
 extern long this_process;
 
 Ring *ring_open(PyObject *self);   /* NULL: closed, exception set */

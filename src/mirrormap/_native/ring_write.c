@@ -53,12 +53,24 @@ static Ring *writer_open(PyObject *self)
     return ring;
 }
 
+/* The index of the next item: nobody else changes it while we hold the place. */
+static uint64_t next_index(const Ring *ring)
+{
+    return atomic_load_explicit(&ring->shared->written, memory_order_relaxed);
+}
+
+static void publish(Ring *ring, uint64_t upto)
+{
+    if (mm_publish(ring->shared, upto))
+        mm_sys_wake(&ring->shared->data_wanted);
+}
+
 uint64_t ring_room(Ring *ring, uint64_t wanted)
 {
     if (ring->overwrite)
         return UINT64_MAX;
     struct mm_control *shared = ring->shared;
-    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
+    uint64_t written = next_index(ring);
     mm_intend(shared, written + wanted);
     uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_relaxed);
     if (arrivals != ring->arrivals || written + wanted > ring->limit) {
@@ -71,14 +83,12 @@ uint64_t ring_room(Ring *ring, uint64_t wanted)
 
 static void put(Ring *ring, const char *source, uint64_t count)
 {
-    struct mm_control *shared = ring->shared;
-    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
+    uint64_t written = next_index(ring);
     uint64_t skipped = count > ring->capacity ? count - ring->capacity : 0;
-    mm_claim(shared, written + count);
+    mm_claim(ring->shared, written + count);
     memcpy(ring->base + (written + skipped) * ring->item_nbytes % ring->nbytes,
            source + skipped * ring->item_nbytes, (count - skipped) * ring->item_nbytes);
-    if (mm_publish(shared, written + count))
-        mm_sys_wake(&shared->data_wanted);
+    publish(ring, written + count);
 }
 
 /* Let readers make room, with `partly` for some of it while a reader starves. False: an exception. */
@@ -139,13 +149,19 @@ static bool is_plain(const Ring *ring, PyObject *block, int first)
     return data + PyArray_NBYTES(array) <= ring->base || data >= ring->base + 2 * ring->nbytes;
 }
 
-/* The argument itself, or a copy of the right dtype and shape: a new reference. */
-static PyObject *converted(PyObject *self, const Ring *ring, PyObject *block, int first)
+/* The argument itself, or a copy of the right dtype and shape: a new reference. Converting runs
+ * foreign code, after which the ring may be closed: open it again. */
+static PyObject *converted(PyObject *self, PyObject *block, int first)
 {
+    const Ring *ring = ring_open(self);
+    if (ring == NULL)
+        return NULL;
     if (is_plain(ring, block, first))
         return Py_NewRef(block);
     PyObject *copy = PyObject_CallMethod(self, "_converted", "OO", block, first ? Py_True : Py_False);
-    if (copy != NULL && !is_plain(ring, copy, first)) {
+    if (copy == NULL || ring_open(self) == NULL) {
+        Py_CLEAR(copy);
+    } else if (!is_plain(ring, copy, first)) {
         Py_CLEAR(copy);
         PyErr_SetString(PyExc_TypeError, "the block could not be converted");
     }
@@ -154,18 +170,14 @@ static PyObject *converted(PyObject *self, const Ring *ring, PyObject *block, in
 
 static PyObject *write_block(PyObject *self, PyObject *block, PyObject *timeout, int first)
 {
-    Ring *ring = writer_open(self);
-    if (ring == NULL)
-        return NULL;
-    PyObject *items = converted(self, ring, block, first);
-    if (items == NULL)
-        return NULL;
-    PyArrayObject *array = (PyArrayObject *)items;
-    uint64_t count = first ? 1 : (uint64_t)PyArray_DIM(array, 0);
-    PyObject *done = count != 0 && ring_open(self) != NULL
-                         ? put_all(self, ring, PyArray_BYTES(array), count, timeout)
-                         : (PyErr_Occurred() ? NULL : Py_NewRef(Py_None));
-    Py_DECREF(items);
+    PyObject *items = converted(self, block, first);
+    Ring *ring = items != NULL ? writer_open(self) : NULL;
+    PyObject *done = NULL;
+    if (ring != NULL) {
+        PyArrayObject *array = (PyArrayObject *)items;
+        done = put_all(self, ring, PyArray_BYTES(array), first ? 1 : (uint64_t)PyArray_DIM(array, 0), timeout);
+    }
+    Py_XDECREF(items);
     return done;
 }
 
@@ -182,16 +194,18 @@ PyObject *ring_append(PyObject *self, PyObject *const *args, Py_ssize_t given, P
     PyObject *item, *timeout;
     if (!take_timed("append", args, given, names, &item, &timeout))
         return NULL;
-    Ring *ring = writer_open(self);
+    Ring *ring = ring_open(self);
     if (ring == NULL)
         return NULL;
     _Alignas(64) char scalar[64];
     if (ring->ndim != 1 || ring->item_nbytes > sizeof scalar || PyArray_Check(item))
         return write_block(self, item, timeout, 1);
     memset(scalar, 0, sizeof scalar); /* what padding a structured item has */
-    if (PyArray_Pack((PyArray_Descr *)ring->descr, scalar, item) < 0)
-        return NULL;
-    return put_all(self, ring, scalar, 1, timeout);
+    PyObject *descr = Py_NewRef(ring->descr); /* packing runs foreign code: open the ring afterwards */
+    int failed = PyArray_Pack((PyArray_Descr *)descr, scalar, item);
+    Py_DECREF(descr);
+    ring = failed == 0 ? writer_open(self) : NULL;
+    return ring != NULL ? put_all(self, ring, scalar, 1, timeout) : NULL;
 }
 
 PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
@@ -215,7 +229,7 @@ PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, 
     Py_XDECREF(deadline);
     if (failed)
         return NULL;
-    uint64_t written = atomic_load_explicit(&ring->shared->written, memory_order_relaxed);
+    uint64_t written = next_index(ring);
     PyObject *array = ring_array(ring, written, (uint64_t)count, true);
     if (array != NULL) {
         mm_claim(ring->shared, written + (uint64_t)count);
@@ -240,9 +254,7 @@ PyObject *ring_commit(PyObject *self, PyObject *const *args, Py_ssize_t given)
         return PyErr_Format(PyExc_ValueError, "commit 0 to %llu items, not %lld", (unsigned long long)ring->reserved,
                             (long long)count);
     ring->reserved = 0;
-    struct mm_control *shared = ring->shared;
-    uint64_t written = atomic_load_explicit(&shared->written, memory_order_relaxed);
-    if (count != 0 && mm_publish(shared, written + (uint64_t)count))
-        mm_sys_wake(&shared->data_wanted);
+    if (count != 0)
+        publish(ring, next_index(ring) + (uint64_t)count);
     Py_RETURN_NONE;
 }
