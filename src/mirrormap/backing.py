@@ -150,14 +150,12 @@ class Backing:
     @classmethod
     def open(cls, path: str | os.PathLike[str], nbytes: int | None) -> Backing:
         """An existing file, or with `nbytes` one that is created (0600) or grown to that size."""
-        created = False
         try:
             fd = kernel.open_file(path, os.O_RDWR)
         except FileNotFoundError:
             if nbytes is None:
                 raise
-            fd = kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            created = True
+            return cls.create_file(path, nbytes)
         except OSError as error:
             if nbytes is not None or error.errno not in (
                 errno.EACCES,
@@ -167,21 +165,17 @@ class Backing:
             ):
                 raise
             fd = kernel.open_file(path, os.O_RDONLY)
-        try:
-            backing = cls.adopt(fd)
-            if nbytes is not None:
-                backing.grow(nbytes)
-        except BaseException:
-            if created:
-                os.unlink(path)
-            raise
+        backing = cls.adopt(fd)
+        if nbytes is not None:
+            backing.grow(nbytes)
         return backing
 
     @classmethod
     def create_file(cls, path: str | os.PathLike[str], nbytes: int) -> Backing:
         """A new file (0600) of that size. Raises: FileExistsError if there is one."""
-        backing = cls.adopt(kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        fd = kernel.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
+            backing = cls.adopt(fd)
             backing.grow(nbytes)
         except BaseException:
             os.unlink(path)

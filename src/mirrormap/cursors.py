@@ -18,13 +18,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from mirrormap import procmaps
-from mirrormap.errors import CorruptError
+from mirrormap.errors import CorruptError, Overrun
 from mirrormap.kernel import Region, RingBase, Span
 
 __all__ = [
     "CONTROL_NBYTES",
     "GEOMETRY_NBYTES",
-    "SLICE_SECONDS",
+    "Attached",
     "Deadline",
     "Geometry",
     "is_alive",
@@ -61,6 +61,24 @@ def is_alive(token: int) -> bool:
     pid = token >> 32
     start = procmaps.process_start(pid) if 0 < pid < 1 << 31 else None  # whatever a damaged header says
     return start is not None and (start < 0 or start & 0xFFFFFFFF == token & 0xFFFFFFFF)
+
+
+class Attached(RingBase):
+    """What Ring and Reader share: a hold on the pages, and the reader's slots."""
+
+    __slots__ = ()
+
+    def _overrun(self, start: int, oldest: int) -> None:
+        """Called from C."""
+        raise Overrun(oldest - start)
+
+    def _evict_dead(self) -> bool:
+        """Free the slots of readers that died. Returns: whether there were any."""
+        _, _, readers = self._owners()
+        gone = [(slot, owner) for slot, (owner, _) in readers.items() if not is_alive(owner)]
+        for slot, owner in gone:
+            self._evict(slot, owner)
+        return bool(gone)
 
 
 class Deadline:

@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Bytes of address space it takes: whole pages."""
+        """Bytes of address space it takes: whole pages (round_up, without the price of a call)."""
         return (self.nbytes + self.page_nbytes - 1) & -self.page_nbytes
 
     def part(self, start: int, nbytes: int, protection: int | None = None) -> Run:

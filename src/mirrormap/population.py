@@ -11,7 +11,7 @@ from mirrormap import kernel, procmaps
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
-from mirrormap.units import round_up
+from mirrormap.units import round_down, round_up
 
 __all__ = ["populate"]
 
@@ -124,7 +124,7 @@ def _collapse(region: Region, at: int, run: Run) -> None:
     """
     pmd = procmaps.pmd_nbytes()
     first = round_up(region.address + at, pmd) - region.address
-    last = (region.address + at + run.nbytes) // pmd * pmd - region.address
+    last = round_down(region.address + at + run.nbytes, pmd) - region.address
     if first < last:
         with contextlib.suppress(MapError):
             kernel.touch(region, first, last - first, pmd, write=False)

@@ -10,23 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mirrormap.cursors import Deadline, Geometry, is_alive, own_token
+from mirrormap.cursors import Attached, Deadline, Geometry, is_alive, own_token
 from mirrormap.errors import BusyError, ClosedError, Overrun, WriterGone
-from mirrormap.kernel import RingBase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Reader"]
-
-
-class _Attached(RingBase):
-    """The reader's own hold on the pages: the ring may be closed before it."""
-
-    __slots__ = ()
-
-    def _overrun(self, start: int, oldest: int) -> None:
-        raise Overrun(oldest - start)
 
 
 class Reader:
@@ -42,10 +32,9 @@ class Reader:
         position: absolute index of the next item.
     """
 
-    __slots__ = ("__weakref__", "_base", "_held", "_lossless", "_next", "_process", "_slot")
-    _base: RingBase
+    __slots__ = ("__weakref__", "_base", "_held", "_next", "_process", "_slot")
+    _base: Attached  # our own hold on the pages: the ring may be closed before us
     _held: int  # items handed out last, released by the next call
-    _lossless: bool
     _next: int
     _process: int
     _slot: int  # among the readers a lossless writer waits for, or -1
@@ -54,16 +43,15 @@ class Reader:
         raise TypeError("make a Reader with Ring.reader()")
 
     @classmethod
-    def _of(cls, ring: RingBase, geometry: Geometry, start: str | int) -> Self:
+    def _of(cls, ring: Attached, geometry: Geometry, start: str | int) -> Self:
         reader = cls.__new__(cls)
-        reader._base = _Attached()
+        reader._base = Attached()
         geometry.attach(reader._base, *ring._regions)
         reader._held, reader._slot, reader._process = 0, -1, os.getpid()
-        reader._lossless = not geometry.overwrite
-        reader._start(start)
+        reader._start(start, lossless=not geometry.overwrite)
         return reader
 
-    def _start(self, start: str | int) -> None:
+    def _start(self, start: str | int, *, lossless: bool) -> None:
         base = self._base
         if start == "now":
             wanted = base.written
@@ -77,7 +65,7 @@ class Reader:
                 raise IndexError(f"item {wanted} is not written yet: {base.written:,} are")
             if not base.valid(wanted):
                 raise Overrun(base.oldest - wanted)
-        if self._lossless:
+        if lossless:
             place = self._arrive(wanted)
             if place is None:
                 raise BusyError("all places for readers of this lossless ring are taken")
@@ -91,15 +79,12 @@ class Reader:
     def _arrive(self, wanted: int) -> tuple[int, int] | None:
         place = self._base._arrive(own_token(), wanted)
         if place is None:
-            _, _, readers = self._base._owners()
-            for slot, (owner, _) in readers.items():
-                if not is_alive(owner):
-                    self._base._evict(slot, owner)
+            self._base._evict_dead()
             place = self._base._arrive(own_token(), wanted)
         return place
 
     @property
-    def _live(self) -> RingBase:
+    def _live(self) -> Attached:
         if not self._base._attached:
             raise ClosedError("this reader is closed")
         if self._process != os.getpid():

@@ -20,9 +20,16 @@ import numpy as np
 
 from mirrormap import handover, kernel
 from mirrormap.backing import Backing, page_kind
-from mirrormap.cursors import CONTROL_NBYTES, GEOMETRY_NBYTES, Deadline, Geometry, is_alive, own_token
+from mirrormap.cursors import (
+    CONTROL_NBYTES,
+    GEOMETRY_NBYTES,
+    Attached,
+    Deadline,
+    Geometry,
+    is_alive,
+    own_token,
+)
 from mirrormap.errors import BusyError, CorruptError, Overrun
-from mirrormap.kernel import RingBase
 from mirrormap.mapping import Mapping
 from mirrormap.pages import Pages
 from mirrormap.reader import Reader
@@ -37,7 +44,7 @@ __all__ = ["Ring"]
 _LABEL = "ring"
 
 
-class Ring(RingBase):
+class Ring(Attached):
     """The newest items of an endless stream, any stretch of them as one array.
 
     Args:
@@ -223,9 +230,6 @@ class Ring(RingBase):
 
     # --- called from C -------------------------------------------------------------------
 
-    def _overrun(self, start: int, oldest: int) -> None:
-        raise Overrun(oldest - start)
-
     def _take(self) -> None:
         """Take the writer's place, which a dead writer has left or nobody holds."""
         holder, _, _ = self._owners()
@@ -244,11 +248,7 @@ class Ring(RingBase):
 
     def _wait_for_room(self, count: int, partly: int, deadline: Deadline) -> None:
         while not self._wait_room(count, milliseconds := deadline.slice_ms(), partly):
-            _, _, readers = self._owners()
-            gone = [(slot, owner) for slot, (owner, _) in readers.items() if not is_alive(owner)]
-            for slot, owner in gone:
-                self._evict(slot, owner)
-            if not gone and not milliseconds:
+            if not self._evict_dead() and not milliseconds:
                 raise TimeoutError(f"no room for {count:,} items: the slowest reader needs them")
 
     def _converted(self, block: Any, one: bool) -> NDArray[Any]:
