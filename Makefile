@@ -26,10 +26,18 @@ $(VENV)/.group-%: $(BIN)/uv pyproject.toml
 	$(BIN)/uv pip install --quiet --group $*
 	@touch $@
 
-demo: $(VENV)/.installed ## mirror real memory and show it
-	$(BIN)/mirrormap demo
+# one file of it is used, a recording, and none of what it depends on
+RECORDING := pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python opensoundscape==0.13.2
 
-test: $(VENV)/.installed $(VENV)/.group-test ## run the tests
+$(VENV)/.recording: $(BIN)/uv
+	$(BIN)/python -m $(RECORDING)
+	@touch $@
+
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording ## mirror real memory, then stream a real recording through a ring
+	$(BIN)/mirrormap demo
+	$(BIN)/mirrormap demo ring
+
+test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
@@ -61,6 +69,7 @@ sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
 sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
 sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
 	uv pip install --quiet --group build --group test numpy rich
+	$(ASAN)/bin/python -m $(RECORDING)
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .

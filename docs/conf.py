@@ -19,6 +19,7 @@ suppress_warnings = ["toc.not_included"]
 man_pages = [
     ("man/mirrormap.1", "mirrormap", "mirrored memory: the same pages at two or more addresses", [], 1),
     ("man/mirrormap-check.1", "mirrormap-check", "show what this kernel and this user can do", [], 1),
+    ("man/mirrormap-demo.1", "mirrormap-demo", "show mirrored memory at work on real input", [], 1),
     ("man/mirror.3", "mirror", "map the same pages once more", [], 3),
 ]
 man_make_section_directory = False

@@ -158,6 +158,17 @@ def run_python(
     )
 
 
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run mirrormap as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "mirrormap", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
 def succeeds(script: str, **options: Any) -> str:
     done = run_python(script, **options)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"

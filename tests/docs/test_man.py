@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import mirrormap
 from mirrormap.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["mirrormap.1", "mirrormap-check.1", "mirror.3"]
+NAMES = ["mirrormap.1", "mirrormap-check.1", "mirrormap-demo.1", "mirror.3"]
 
 
 def installed(name: str) -> Path:
@@ -38,10 +40,20 @@ def test_the_wheel_installs_it_and_man_shows_it(name: str) -> None:
     assert "SYNOPSIS" in done.stdout
 
 
+def _helps(command: argparse.ArgumentParser) -> Iterator[str]:
+    """Of a command and of those under it."""
+    yield command.format_help()
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _helps(below)
+
+
 def test_every_option_is_in_the_manual() -> None:
     pages = "".join((ROOT / "docs" / "man" / f"{name}.md").read_text() for name in NAMES).replace("\\", "")
-    for option in re.findall(r"--[a-z-]+", parser().format_help()):
-        assert option in pages
+    for text in _helps(parser()):
+        for option in re.findall(r"--[a-z-]+", text):
+            assert option in pages
     for command in ("check", "demo"):
         assert f"**{command}**" in pages
 

@@ -6,22 +6,11 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from support import SANITIZED, default_huge_nbytes, reserved
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mirrormap", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+from support import command as run
 
 
 def test_check_prints_a_table_and_succeeds_where_mirroring_works() -> None:
