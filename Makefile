@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test lint audit docs man bench bench-ring sanitize clean
+.PHONY: help demo test lint audit docs man bench bench-ring sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -75,6 +75,9 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(PYTEST_ARGS)
+
+soak: PYTEST_ARGS = --soak --timeout 0 -s tests/unit/test_ring_processes.py -k "kills or damage or every_item"
+soak: sanitize ## 1,000 kills, 10^5 damaged headers, 10^10 items, under ASan and UBSan
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
 	rm -rf dist

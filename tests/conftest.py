@@ -27,6 +27,18 @@ libc.mallopt(-8, 1)
 resource_tracker.ensure_running()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", help="many times the kills, headers and items (make soak)"
+    )
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether this run has hours instead of minutes."""
+    return bool(request.config.getoption("--soak"))
+
+
 def pytest_sessionfinish() -> None:
     """The fault tests lose huge pages when an unmapping is made to fail; the pool gets them back."""
     give_back_huge_pages()
