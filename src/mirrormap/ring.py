@@ -271,7 +271,12 @@ class Ring(Attached):
     # --- the end, and other processes ----------------------------------------------------
 
     def close(self) -> None:
-        """Free the writer's place if we hold it, and let go of the pages; windows keep theirs."""
+        """Free the writer's place if we hold it, and let go of the pages; windows keep theirs.
+
+        Raises: BusyError while another thread waits for room in this ring.
+        """
+        if self._waiting:
+            self._refuse_busy(True)
         if self._holds:
             self._seize_writer(own_token(), 0)
         self._detach()

@@ -128,6 +128,8 @@ def stream(ring: mm.Ring, total: int) -> None:
             np.add(numbers[:count], at, out=ring.reserve(count, timeout=60))
             ring.commit()
             at += count
+            if ring.overwrite and rng.random() < 0.3:
+                time.sleep(1e-5)  # lets the reader keep up now and then
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

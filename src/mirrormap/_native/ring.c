@@ -209,6 +209,12 @@ static PyObject *get_holds(PyObject *self, void *unused)
     return PyBool_FromLong(ring->shared != NULL && ring->holder == this_process);
 }
 
+static PyObject *get_waiting(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(ring_of(self)->busy);
+}
+
 static PyObject *get_attached(PyObject *self, void *unused)
 {
     (void)unused;
@@ -259,6 +265,7 @@ static PyGetSetDef ring_getset[] = {
     {"oldest", get_oldest, NULL, oldest_doc, NULL},
     {"capacity", get_capacity, NULL, capacity_doc, NULL},
     {"_holds", get_holds, NULL, NULL, NULL},
+    {"_waiting", get_waiting, NULL, NULL, NULL},
     {"_attached", get_attached, NULL, NULL, NULL},
     {"_cursors_fit", get_cursors_fit, NULL, NULL, NULL},
     {"_regions", get_regions, NULL, NULL, NULL},
