@@ -2,8 +2,9 @@
 
 Each thread has a store buffer. A store leaves it at any later moment, in any order but that of stores to one word and of
 release barriers (this is PSO, weaker than x86; loads stay in order, which the acquire fences see to). A full fence waits
-until the buffer is empty; compare-and-swap, exchange and the futex call act on memory itself, after that. The programs
+until the buffer is empty; compare-and-swap and the futex call act on memory itself, after that. The programs
 are the functions of cursors.h, line by line; for each ordering in them a test shows that without it something breaks.
+ring.pml has whole lives of rings instead, several readers and deaths among them, on memory that is in order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 Step = tuple[Any, ...]
 Program = Callable[[], Generator[Step, Any, None]]
 CAPACITY = 1
+WANTED = -1  # in a buffer: bit 0 is set in whatever the word is by then
 
 
 class BrokenError(Exception):
@@ -29,6 +31,7 @@ class State:
         self.memory = dict(memory)
         self.buffers: list[list[tuple[str, int]]] = [[] for _ in programs]
         self.threads = [program() for program in programs]
+        self.tickets = [0 for _ in programs]  # the word that each sleeps on
         self.pending: list[Step | None] = []
         self.history: list[list[Any]] = [[] for _ in programs]  # what each thread has seen: its local state
         for thread in self.threads:
@@ -39,6 +42,7 @@ class State:
             tuple(sorted(self.memory.items())),
             tuple(tuple(buffer) for buffer in self.buffers),
             tuple(tuple(seen) for seen in self.history),
+            tuple(self.tickets),
         )
 
     def load(self, who: int, word: str) -> int:
@@ -59,10 +63,10 @@ class State:
         for who, step in enumerate(self.pending):
             if step is None:
                 continue
-            if step[0] in ("fence", "swap", "exchange", "sleep") and self.buffers[who]:
+            if step[0] in ("fence", "swap", "sleep") and self.buffers[who]:
                 continue
-            if step[0] == "sleep" and self.memory[step[1]] == 1:
-                continue  # a futex: until the flag is cleared
+            if step[0] == "sleep" and self.memory[step[1]] == self.tickets[who]:
+                continue  # a futex: while the word is what it was
             found.append(("run", who, 0))
         return found
 
@@ -70,6 +74,8 @@ class State:
         kind, who, index = choice
         if kind == "flush":
             word, value = self.buffers[who].pop(index)
+            if value == WANTED:  # read, changed and written at once, and that may be late
+                value = self.tickets[who] = self.memory[word] | 1
             if word != "barrier":
                 self.memory[word] = value
             return
@@ -87,8 +93,8 @@ class State:
                 result = self.memory[word] == expected
                 if result:
                     self.memory[word] = value
-            case ("exchange", word, value):
-                result, self.memory[word] = self.memory[word], value
+            case ("want", word):
+                self.buffers[who].append((word, WANTED))
         self.history[who].append(result)
         try:
             self.pending[who] = self.threads[who].send(result)
@@ -126,14 +132,14 @@ def publish(word: str, flag: str, value: int, without: str) -> Generator[Step, A
     yield ("store", word, value)
     if without != "fence of the waker":
         yield ("fence",)
-    if (yield ("load", flag)):
-        yield ("exchange", flag, 0)
+    if (seen := (yield ("load", flag))) & 1:
+        yield ("swap", flag, seen, seen + 1)
 
 
 def wait_for(word: str, flag: str, value: int, without: str) -> Generator[Step, Any, None]:
     """mm_want, one more look, and the futex."""
     while (yield ("load", word)) < value:
-        yield ("store", flag, 1)
+        yield ("want", flag)
         if without != "fence of the sleeper":
             yield ("fence",)
         if (yield ("load", word)) >= value:

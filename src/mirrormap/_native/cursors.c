@@ -17,8 +17,10 @@ void mm_claim(struct mm_control *shared, uint64_t upto)
 bool mm_is_wanted(_Atomic uint32_t *flag)
 {
     atomic_thread_fence(memory_order_seq_cst);
-    return atomic_load_explicit(flag, memory_order_relaxed) != 0
-           && atomic_exchange_explicit(flag, 0, memory_order_relaxed) != 0;
+    uint32_t word = atomic_load_explicit(flag, memory_order_relaxed);
+    return (word & 1) != 0
+           && atomic_compare_exchange_strong_explicit(flag, &word, word + 1, memory_order_relaxed,
+                                                      memory_order_relaxed);
 }
 
 bool mm_publish(struct mm_control *shared, uint64_t upto)
@@ -95,8 +97,9 @@ bool mm_seize(_Atomic uint64_t *owner, uint64_t expected, uint64_t wanted)
     return atomic_compare_exchange_strong(owner, &expected, wanted);
 }
 
-void mm_want(_Atomic uint32_t *flag)
+uint32_t mm_want(_Atomic uint32_t *flag)
 {
-    atomic_store_explicit(flag, 1, memory_order_relaxed);
+    uint32_t word = atomic_fetch_or_explicit(flag, 1, memory_order_relaxed) | 1;
     atomic_thread_fence(memory_order_seq_cst);
+    return word;
 }

@@ -11,7 +11,9 @@
  *
  * Waiting goes through flags: whoever is about to sleep sets the flag, looks once more, and sleeps on
  * it as a futex; whoever changes the cursor clears the flag, if it is set, and wakes. Both sides put a
- * full fence between their store and their load, so one of them sees the other.
+ * full fence between their store and their load, so one of them sees the other. Bit 0 of the word is
+ * the flag and the rest counts how often it was cleared: were it the same word again once another
+ * sleeper has set it anew, the first would sleep on after its wake-up had come and gone.
  *
  * Nothing here trusts the words: positions are reduced modulo sizes that the caller holds itself. */
 #ifndef MIRRORMAP_CURSORS_H
@@ -37,7 +39,7 @@ struct mm_control {
     _Atomic uint64_t intended;                /* lossless: claimed once the readers allow it */
     _Atomic uint64_t writer;                  /* who holds the writer's place; 0: nobody */
     _Atomic uint64_t writers;                 /* how often it has been taken */
-    _Alignas(MM_LINE) _Atomic uint32_t data_wanted;
+    _Alignas(MM_LINE) _Atomic uint32_t data_wanted; /* bit 0: somebody waits */
     _Alignas(MM_LINE) _Atomic uint32_t room_wanted;
     _Atomic uint32_t arrivals;                /* readers that have taken a slot so far */
     struct mm_slot slots[MM_SLOTS];
@@ -68,8 +70,9 @@ bool mm_advance(struct mm_control *shared, int slot, uint64_t position);
 
 /* Replace the owner of a place if it is still `expected`. */
 bool mm_seize(_Atomic uint64_t *owner, uint64_t expected, uint64_t wanted);
-/* About to sleep: set the flag; the caller must look at the cursors once more afterwards. */
-void mm_want(_Atomic uint32_t *flag);
+/* About to sleep: set the flag; the caller must look at the cursors once more afterwards. Returns the
+ * word to sleep on. */
+uint32_t mm_want(_Atomic uint32_t *flag);
 /* After a store that somebody may wait for: clear the flag. True: it was set, wake. */
 bool mm_is_wanted(_Atomic uint32_t *flag);
 

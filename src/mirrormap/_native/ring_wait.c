@@ -5,13 +5,13 @@
 
 #include <errno.h>
 
-/* Sleep on a flag that has been set, unless it is cleared, for some milliseconds. -1: a signal
- * handler raised. */
-static int sleep_on(_Atomic uint32_t *flag, int64_t milliseconds)
+/* Sleep on a flag for some milliseconds, unless its word is no longer what mm_want() returned. -1: a
+ * signal handler raised. */
+static int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds)
 {
     int error;
     Py_BEGIN_ALLOW_THREADS
-    error = mm_sys_wait(flag, 1, milliseconds * 1000000);
+    error = mm_sys_wait(flag, word, milliseconds * 1000000);
     Py_END_ALLOW_THREADS
     return error == EINTR ? PyErr_CheckSignals() : 0;
 }
@@ -32,11 +32,11 @@ PyObject *ring_wait_data(PyObject *self, PyObject *const *args, Py_ssize_t given
         return PyBool_FromLong(atomic_load_explicit(&shared->written, memory_order_acquire) >= target);
     }
     PyObject *control = Py_NewRef(ring->control); /* close() may come in between */
-    mm_want(&shared->data_wanted);
+    uint32_t word = mm_want(&shared->data_wanted);
     if (mm_is_wanted(&shared->room_wanted)) /* the writer may be waiting for us */
         mm_sys_wake(&shared->room_wanted);
     bool there = atomic_load_explicit(&shared->written, memory_order_acquire) >= target;
-    int failed = there ? 0 : sleep_on(&shared->data_wanted, number[1]);
+    int failed = there ? 0 : sleep_on(&shared->data_wanted, word, number[1]);
     there = atomic_load_explicit(&shared->written, memory_order_acquire) >= target;
     Py_DECREF(control);
     return failed < 0 ? NULL : PyBool_FromLong(there);
@@ -47,7 +47,7 @@ static bool is_enough(Ring *ring, uint64_t count, bool partly)
     uint64_t room = ring_room(ring, count);
     return room >= count
            || (partly && room > 0
-               && atomic_load_explicit(&ring->shared->data_wanted, memory_order_relaxed) != 0);
+               && (atomic_load_explicit(&ring->shared->data_wanted, memory_order_relaxed) & 1) != 0);
 }
 
 /* _wait_room(count, milliseconds, partly) -> is there room for `count` more items, or partly for
@@ -59,11 +59,11 @@ PyObject *ring_wait_room(PyObject *self, PyObject *const *args, Py_ssize_t given
     if (ring == NULL || !take_numbers(args, given, number, 3))
         return NULL;
     uint64_t count = (uint64_t)number[0];
-    mm_want(&ring->shared->room_wanted);
+    uint32_t word = mm_want(&ring->shared->room_wanted);
     ring->limit = 0;
     if (is_enough(ring, count, number[2] != 0))
         Py_RETURN_TRUE;
-    if (number[1] > 0 && sleep_on(&ring->shared->room_wanted, number[1]) < 0)
+    if (number[1] > 0 && sleep_on(&ring->shared->room_wanted, word, number[1]) < 0)
         return NULL;
     ring->limit = 0;
     bool there = is_enough(ring, count, number[2] != 0);
@@ -98,6 +98,8 @@ PyObject *ring_arrive(PyObject *self, PyObject *const *args, Py_ssize_t given)
     int slot = mm_arrive(ring->shared, (uint64_t)number[0], ring->capacity, &position);
     if (slot < 0)
         Py_RETURN_NONE;
+    if (mm_is_wanted(&ring->shared->room_wanted)) /* it may have seen a position that has been raised since */
+        mm_sys_wake(&ring->shared->room_wanted);
     return Py_BuildValue("(iK)", slot, (unsigned long long)position);
 }
 
