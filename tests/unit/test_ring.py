@@ -114,6 +114,20 @@ def test_what_does_not_convert_is_refused_and_nothing_is_written() -> None:
         ring.append(300)
 
 
+def test_a_timeout_that_cannot_be_is_refused_even_where_nobody_waits() -> None:
+    with mm.Ring(10, "i4") as ring:
+        for write in (ring.append, ring.reserve, lambda one, timeout: ring.extend([one], timeout)):
+            for timeout in (-1, -0.5, float("nan")):
+                with pytest.raises(ValueError, match="timeout"):
+                    write(1, timeout)
+            with pytest.raises(TypeError):
+                write(1, "soon")
+        assert ring.written == 0
+        ring.append(1, timeout=float("inf"))
+        ring.append(2, timeout=None)
+        assert ring.written == 2
+
+
 class Closer:
     """A number or a block whose conversion closes the ring."""
 

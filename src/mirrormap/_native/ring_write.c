@@ -7,6 +7,17 @@
 
 #include <string.h>
 
+/* Asked for even where nobody will wait, so that a mistake shows at once. */
+static bool is_timeout(PyObject *timeout)
+{
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return false;
+    if (!(seconds >= 0))
+        PyErr_Format(PyExc_ValueError, "timeout %R must be None or >= 0 seconds", timeout);
+    return seconds >= 0;
+}
+
 /* The two arguments that append, extend and reserve have: one, and timeout=. */
 static bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
                        PyObject **first, PyObject **timeout)
@@ -27,7 +38,7 @@ static bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given
         }
         *timeout = args[given];
     }
-    return true;
+    return *timeout == NULL || *timeout == Py_None || is_timeout(*timeout);
 }
 
 /* The ring, if we hold the writer's place or can take it. */
