@@ -17,6 +17,9 @@ from support import HUGE_POOLS, default_huge_nbytes, give_back_huge_pages, libc,
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile(
+    "emulated", max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 settings.register_profile("dev", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -19,6 +19,7 @@ from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES
 from mirrormap.mirror import can_mremap, mirror
 from mirrormap.pages import Pages
+from mirrormap.population import populates_by_madvise
 from mirrormap.units import format_nbytes
 
 __all__ = ["Capabilities", "Check", "probe"]
@@ -55,7 +56,8 @@ class Capabilities:
         mirror_route: "mremap", or "descriptor" where the kernel refuses mremap with old_size 0.
         mirror_hugetlb: huge pages can be made and mirrored now; False with an empty pool too.
         mirror_hugetlb_of_others: huge pages without an open descriptor can be mirrored.
-        populate: MADV_POPULATE_* leaves page-table entries behind.
+        populate: `populate=True` leaves page-table entries behind.
+        populate_route: "madvise", or "touch" where MADV_POPULATE_* is refused or does nothing.
         transparent_huge: transparent huge pages could be had for shared memory.
         map_files: /proc/self/map_files may be followed.
         frames: physical frame numbers are readable.
@@ -79,6 +81,7 @@ class Capabilities:
     mirror_hugetlb: bool
     mirror_hugetlb_of_others: bool
     populate: bool
+    populate_route: str
     transparent_huge: bool
     map_files: bool
     frames: bool
@@ -179,6 +182,7 @@ def probe() -> Capabilities:
         mirror_hugetlb=hugetlb,
         mirror_hugetlb_of_others=others,
         populate=populate,
+        populate_route="madvise" if populates_by_madvise() else "touch",
         transparent_huge=transparent,
         map_files=map_files,
         frames=frames,
@@ -232,7 +236,11 @@ def _populate() -> str:
             raise _UnsatisfiedError(
                 f"the call succeeded, but {view.resident:,} of {view.nbytes:,} bytes have entries"
             )
-    return "every entry there after the call"
+    return (
+        "by MADV_POPULATE_READ"
+        if populates_by_madvise()
+        else "by touching: MADV_POPULATE_READ does not (Linux 5.14)"
+    )
 
 
 def _map_files() -> str:
@@ -300,7 +308,16 @@ def _move_shared() -> str:
     flags = kernel.MREMAP_MAYMOVE | kernel.MREMAP_DONTUNMAP
     with mmap.mmap(-1, PAGE_NBYTES) as source, memoryview(source) as view:
         start, nbytes, _ = kernel.buffer_address(view)
-        kernel.munmap(kernel.mremap(start, nbytes, nbytes, flags), nbytes)
+        moved = kernel.mremap(start, nbytes, nbytes, flags)
+        with procmaps.AddressSpace() as space:
+            shown = [
+                (vma.dev, vma.inode, vma.offset + at - vma.start)
+                for at in (start, moved)
+                if (vma := space.at(at)) is not None
+            ]
+        kernel.munmap(moved, nbytes)
+        if len(shown) != 2 or shown[0] != shown[1]:
+            raise _UnsatisfiedError("the call succeeded, but the two addresses do not show the same pages")
     return "page tables move, both addresses show the pages"
 
 

@@ -13,7 +13,7 @@ from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
 from mirrormap.units import round_down, round_up
 
-__all__ = ["populate"]
+__all__ = ["populate", "populates_by_madvise"]
 
 _STEP_NBYTES: Final = 64 << 20  # signals are served between steps
 _TRIAL_NBYTES: Final = 1 << 20
@@ -21,6 +21,13 @@ _AROUND_NBYTES: Final = 16 * PAGE_NBYTES  # the kernel's fault_around_bytes, unl
 # x86 notes a store in an entry by itself; elsewhere a processor may need a fault for it
 _STORES_ARE_FREE: Final = os.uname().machine in ("x86_64", "i686")
 _WORTH_NBYTES: Final = 16 << 20
+
+_believed: bool | None = None  # whether MADV_POPULATE_* was seen to do what it answers
+
+
+def populates_by_madvise() -> bool:
+    """Whether a population of this process went by MADV_POPULATE_*; otherwise pages are touched."""
+    return bool(_believed)
 
 
 def populate(region: Region, arrangement: Arrangement, *, write: bool) -> None:
@@ -69,14 +76,10 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
 
 
 def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, *, write: bool) -> None:
-    """madvise(MADV_POPULATE_READ or _WRITE), and before Linux 5.14 a touch of every page."""
+    """madvise(MADV_POPULATE_READ or _WRITE), or a touch of every page."""
     name, advice = ("WRITE", kernel.MADV_POPULATE_WRITE) if write else ("READ", kernel.MADV_POPULATE_READ)
     try:
-        try:
-            kernel.madvise(region, at, nbytes, advice, label)
-        except MapError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        if not _has_populated(region, at, nbytes, advice, label):
             kernel.touch(region, at, nbytes, page_nbytes, write=write, label=label)
     except MapError as error:
         raise MapError(
@@ -87,6 +90,26 @@ def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, 
             advice=f"No page could be had somewhere in bytes {at:,} to {at + nbytes:,} of the mapping: it "
             "reaches past the end of its file, or memory, the huge page pool or the file system is full",
         ) from None
+
+
+def _has_populated(region: Region, at: int, nbytes: int, advice: int, label: str) -> bool:
+    """Did the kernel do it? It cannot before Linux 5.14, and qemu-user 7 answers 0 and does nothing.
+
+    The first answer of a process is looked at, later ones are believed or not asked for.
+    """
+    global _believed
+    if _believed is False:
+        return False
+    try:
+        kernel.madvise(region, at, nbytes, advice, label)
+    except MapError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    if _believed is None:
+        with contextlib.suppress(OSError):
+            _believed = procmaps.residency(region.address + at, PAGE_NBYTES).present > 0
+    return _believed is not False
 
 
 def _fault_around(region: Region, first: int, last: int, run: Run, label: str) -> int:

@@ -296,6 +296,7 @@ def test_what_was_committed_survives_kill_9_in_a_file(tmp_path: Path) -> None:
 # --- waiting ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_a_waiting_reader_burns_no_processor() -> None:
     with mm.Ring(10) as ring, ring.reader() as reader:
         before = resource.getrusage(resource.RUSAGE_SELF)
