@@ -37,6 +37,8 @@ MADV_HUGEPAGE, MADV_DONTDUMP = 14, 16
 MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_COLLAPSE = 22, 23, 25
 MS_SYNC = 4
 
+PAGE_IS_FILE, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_PFNZERO, PAGE_IS_HUGE = 4, 8, 16, 32, 64
+
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB, MFD_NOEXEC_SEAL = 1, 2, 4, 8
 _MFD_HUGE_SHIFT = 26
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
@@ -380,3 +382,13 @@ def pagemap_scan(fd: int, start: int, end: int) -> tuple[int, int]:
     Raises: OSError ENOTTY, where the kernel is older.
     """
     return _core.scan(fd, start, end)
+
+
+def pagemap_stretches(fd: int, start: int, end: int, pages: int = 0) -> tuple[bytes, int]:
+    """One step of ioctl(PAGEMAP_SCAN) over what is present or swapped (Linux 6.7).
+
+    Args: end: at most LAST_ADDRESS. pages: the most to find before returning; 0: any number.
+    Returns: stretches as packed uint64 (start, end, PAGE_IS_*), and the address to go on from.
+    Raises: OSError ENOTTY, where the kernel is older; ESRCH for a process that has ended.
+    """
+    return _core.stretches(fd, start, end, pages)

@@ -212,21 +212,6 @@ static PyObject *call_vma(PyObject *module, PyObject *args)
                          (unsigned long long)vma.inode, name);
 }
 
-/* scan(fd, start, end) -> (present, huge), bytes */
-static PyObject *call_scan(PyObject *module, PyObject *args)
-{
-    (void)module;
-    int fd, error;
-    unsigned long long start, end;
-    struct mm_residency sum;
-    if (!PyArg_ParseTuple(args, "iKK", &fd, &start, &end))
-        return NULL;
-    WAITING(error, mm_sys_scan(fd, start, end, &sum));
-    if (error != 0)
-        return raise_errno(error);
-    return Py_BuildValue("(KK)", (unsigned long long)sum.present, (unsigned long long)sum.huge);
-}
-
 /* buffer_address(contiguous buffer) -> (address, nbytes, readonly); the caller
  * holds the buffer for as long as the address is to mean anything */
 static PyObject *call_buffer_address(PyObject *module, PyObject *source)
@@ -290,7 +275,8 @@ PyMethodDef call_methods[] = {
     {"mremap", call_mremap, METH_VARARGS, NULL},
     {"readable", call_readable, METH_VARARGS, NULL},
     {"vma", call_vma, METH_VARARGS, NULL},
-    {"scan", call_scan, METH_VARARGS, NULL},
+    {"scan", scan_sums, METH_VARARGS, NULL},
+    {"stretches", scan_stretches, METH_VARARGS, NULL},
     {"span", span_new, METH_VARARGS, NULL},
     {"buffer_address", call_buffer_address, METH_O, NULL},
     {"set_closed_error", call_set_closed_error, METH_O, NULL},

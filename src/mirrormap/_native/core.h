@@ -58,8 +58,10 @@ int region_export(Region *region, PyObject *owner, size_t offset, size_t nbytes,
 int region_export_all(PyObject *self, Py_buffer *view, int flags);
 void region_unexport(Region *region, Py_buffer *view);
 
-/* export.c: a module function. */
+/* export.c and scan.c: module functions. */
 PyObject *span_new(PyObject *module, PyObject *args);
+PyObject *scan_sums(PyObject *module, PyObject *args);
+PyObject *scan_stretches(PyObject *module, PyObject *args);
 
 /* region.c, for window.c and export.c: NULL or false come with an exception set. */
 Region *region_open(PyObject *self);

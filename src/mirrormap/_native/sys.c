@@ -75,15 +75,11 @@ struct procmap_query {
 #define MM_PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)
 enum { QUERY_COVERING_OR_NEXT = 0x10 };
 
-struct page_region {
-    uint64_t start, end, categories;
-};
 struct pm_scan_arg {
     uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
     uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 #define MM_PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
-enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 
 static int failed(int result)
 {
@@ -293,36 +289,24 @@ int mm_sys_vma(int fd, uint64_t address, bool next, struct mm_vma *result)
     return 0;
 }
 
-int mm_sys_scan(int fd, uint64_t start, uint64_t end,
-                struct mm_residency *result)
+int mm_sys_scan(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t room, size_t *count)
 {
     FAULT("pagemap_scan");
-    struct page_region found[256];
     struct pm_scan_arg scan = {
         .size = sizeof scan,
-        .start = start,
-        .end = end,
+        .start = walk->start,
+        .end = walk->end,
         .vec = (uint64_t)(uintptr_t)found,
-        .vec_len = sizeof found / sizeof found[0],
-        .category_mask = PAGE_PRESENT,
-        .return_mask = PAGE_PRESENT | PAGE_HUGE,
+        .vec_len = room,
+        .max_pages = walk->pages,
+        .category_anyof_mask = walk->wanted,
+        .return_mask = walk->told,
     };
-    struct mm_residency sum = {0, 0};
-    while (scan.start < end) {
-        int count = ioctl(fd, MM_PAGEMAP_SCAN, &scan);
-        if (count < 0)
-            return errno;
-        for (int index = 0; index < count; index++) {
-            uint64_t nbytes = found[index].end - found[index].start;
-            sum.present += nbytes;
-            if (found[index].categories & PAGE_HUGE)
-                sum.huge += nbytes;
-        }
-        if (scan.walk_end <= scan.start)
-            break;
-        scan.start = scan.walk_end;
-    }
-    *result = sum;
+    int got = ioctl(fd, MM_PAGEMAP_SCAN, &scan);
+    if (got < 0)
+        return errno;
+    walk->start = scan.walk_end > walk->start ? scan.walk_end : walk->end;
+    *count = (size_t)got;
     return 0;
 }
 

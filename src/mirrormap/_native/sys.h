@@ -38,10 +38,18 @@ struct mm_file {
     int open_flags;            /* O_RDONLY, O_RDWR, ... as opened */
 };
 
-/* Sums over the page table of a range, as PAGEMAP_SCAN tells them. */
-struct mm_residency {
-    uint64_t present;          /* bytes with a page-table entry */
-    uint64_t huge;             /* bytes of those mapped by a huge entry */
+/* Neighbouring pages of one sort, as PAGEMAP_SCAN tells them; the kernel's layout. */
+struct mm_stretch {
+    uint64_t start, end;       /* bytes, half open */
+    uint64_t sort;             /* MM_PAGE_* */
+};
+enum { MM_PAGE_FILE = 4, MM_PAGE_PRESENT = 8, MM_PAGE_SWAPPED = 16, MM_PAGE_ZERO = 32, MM_PAGE_HUGE = 64 };
+
+/* How far a walk over a page table has come, and what it looks for. */
+struct mm_walk {
+    uint64_t start, end;       /* what is left, bytes */
+    uint64_t pages;            /* the most to find in one call; 0: any number */
+    uint64_t wanted, told;     /* MM_PAGE_*: any of these counts; these are told apart */
 };
 
 /* mmap(2). MAP_FIXED only over ranges the caller owns. */
@@ -75,9 +83,9 @@ int mm_sys_stat(int fd, struct mm_file *result);
 /* PROCMAP_QUERY on an open /proc/PID/maps: the entry covering `address`, or with
  * `next` the first one behind it. ENOENT: none. ENOTTY: kernel before 6.11. */
 int mm_sys_vma(int fd, uint64_t address, bool next, struct mm_vma *result);
-/* PAGEMAP_SCAN on an open /proc/PID/pagemap. ENOTTY: kernel before 6.7. */
-int mm_sys_scan(int fd, uint64_t start, uint64_t end,
-                struct mm_residency *result);
+/* One step of a walk by PAGEMAP_SCAN on an open /proc/PID/pagemap: at most `room` stretches, and
+ * the walk moves on. ENOTTY: kernel before 6.7. */
+int mm_sys_scan(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t room, size_t *count);
 
 /* futex(2) on a word that processes share: sleep while it is `expected`, for at most `nanoseconds`;
  * 0 also when it was not, or after the time. EINTR: a signal came. */
