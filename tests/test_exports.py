@@ -13,6 +13,7 @@ PUBLIC = [
     "ClosedError", "CorruptError", "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Overrun", "Pages",
     "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
+    "Footprint", "MirrorGroup", "MirrorView", "Mirrors", "NotPermittedError", "ProcessGone", "Vma", "mappings", "mirrors",
 ]  # fmt: skip
 
 

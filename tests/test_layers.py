@@ -15,13 +15,13 @@ RANK = {
     "_core": 0, "errors": 0, "units": 0,
     "kernel": 1,
     "procmaps": 2, "protections": 2, "handover": 2,
-    "backing": 3, "cursors": 3,
-    "placement": 4,
-    "views": 5, "population": 5,
+    "backing": 3, "cursors": 3, "procfs": 3,
+    "placement": 4, "sameness": 4,
+    "views": 5, "population": 5, "frames": 5,
     "mapping": 6,
     "pages": 7,
     "mirror": 8, "reader": 8,
-    "ring": 9, "remap": 9, "arrays": 9, "aliasing": 9, "capabilities": 9,
+    "ring": 9, "remap": 9, "arrays": 9, "aliasing": 9, "capabilities": 9, "inspect": 9,
     "cli": 10,
     "__init__": 11, "__main__": 12,
 }  # fmt: skip
@@ -72,15 +72,16 @@ def test_only_kernel_imports_the_extension() -> None:
     assert [layer(path) for path in FILES if "_core" in imported(path)] == ["kernel"]
 
 
-def test_only_procmaps_reads_proc_and_sys() -> None:
-    """A path is a string that begins with it, whether it is opened on the spot or kept in a constant;
-    advice and docstrings only mention one. probe() tries the files themselves."""
+def test_only_two_modules_read_proc_and_sys() -> None:
+    """procmaps of this process and the machine, procfs of any other process. A path is a string that
+    begins with it, whether it is opened on the spot or kept in a constant; advice and docstrings only
+    mention one. probe() tries the files themselves."""
     holders = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and re.match(r"/(proc|sys)/\S*$", str(node.value)):
                 holders.add(layer(path))
-    assert holders <= {"procmaps", "capabilities"}, holders
+    assert holders <= {"procmaps", "procfs", "capabilities"}, holders
 
 
 def test_nothing_in_the_package_uses_ctypes() -> None:

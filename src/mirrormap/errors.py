@@ -11,7 +11,9 @@ __all__ = [
     "MapError",
     "MirrorError",
     "NotMirrorableError",
+    "NotPermittedError",
     "Overrun",
+    "ProcessGone",
     "WriterGone",
 ]
 
@@ -82,6 +84,14 @@ class Overrun(MirrorError):  # noqa: N818
 
 class WriterGone(MirrorError):  # noqa: N818
     """No more items will come: everything committed was read, and the writer closed or died."""
+
+
+class ProcessGone(MirrorError, ProcessLookupError):  # noqa: N818
+    """The process that was to be looked at has ended, or ended meanwhile; or there never was one."""
+
+
+class NotPermittedError(MirrorError, PermissionError):
+    """The kernel shows this process's memory to its owner and to root only."""
 
 
 class CorruptError(MirrorError):

@@ -18,6 +18,7 @@ from mirrormap import kernel
 from mirrormap.kernel import PAGE_NBYTES, VmaInfo
 
 __all__ = [
+    "ENTRY_LINE",
     "AddressSpace",
     "HugePool",
     "Residency",
@@ -28,6 +29,7 @@ __all__ = [
     "huge_sizes",
     "map_count",
     "max_map_count",
+    "parse_smaps",
     "pmd_nbytes",
     "present_nbytes",
     "process_start",
@@ -74,7 +76,7 @@ class AddressSpace:
             except OSError as error:
                 if error.errno not in _NO_IOCTL:
                     raise
-                self._parsed = list(_parse_smaps(Path("/proc/self/smaps").read_text(errors="replace")))
+                self._parsed = list(parse_smaps(Path("/proc/self/smaps").read_text(errors="replace")))
         index = bisect.bisect_right(self._parsed, address, key=lambda vma: vma.end)
         if index == len(self._parsed):
             return None
@@ -83,14 +85,15 @@ class AddressSpace:
 
 
 _ENTRY = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)"
 )
+ENTRY_LINE = re.compile(f"^{_ENTRY.pattern}$", re.MULTILINE)
 
 
-def _parse_smaps(text: str) -> Iterator[VmaInfo]:
+def parse_smaps(text: str) -> Iterator[VmaInfo]:
     """Entries of an smaps text; a maps text too, with ordinary page sizes."""
     vma: VmaInfo | None = None
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold what splitlines() takes for the end of a line
         match = _ENTRY.fullmatch(line)
         if match is not None:
             if vma is not None:

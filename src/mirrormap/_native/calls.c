@@ -191,27 +191,6 @@ static PyObject *call_readable(PyObject *module, PyObject *args)
     return none_or(error);
 }
 
-/* vma(fd, address, next) -> (start, end, flags, page_nbytes, offset, major, minor, inode, name) */
-static PyObject *call_vma(PyObject *module, PyObject *args)
-{
-    (void)module;
-    int fd, next, error;
-    unsigned long long address;
-    struct mm_vma vma;
-    if (!PyArg_ParseTuple(args, "iKp", &fd, &address, &next))
-        return NULL;
-    WAITING(error, mm_sys_vma(fd, address, next != 0, &vma));
-    if (error != 0)
-        return raise_errno(error);
-    PyObject *name = PyUnicode_DecodeFSDefault(vma.name);
-    if (name == NULL)
-        return NULL;
-    return Py_BuildValue("(KKIKKIIKN)", (unsigned long long)vma.start, (unsigned long long)vma.end,
-                         vma.flags, (unsigned long long)vma.page_nbytes,
-                         (unsigned long long)vma.offset, vma.dev_major, vma.dev_minor,
-                         (unsigned long long)vma.inode, name);
-}
-
 /* buffer_address(contiguous buffer) -> (address, nbytes, readonly); the caller
  * holds the buffer for as long as the address is to mean anything */
 static PyObject *call_buffer_address(PyObject *module, PyObject *source)
@@ -274,9 +253,10 @@ PyMethodDef call_methods[] = {
     {"munmap", call_munmap, METH_VARARGS, NULL},
     {"mremap", call_mremap, METH_VARARGS, NULL},
     {"readable", call_readable, METH_VARARGS, NULL},
-    {"vma", call_vma, METH_VARARGS, NULL},
-    {"scan", scan_sums, METH_VARARGS, NULL},
-    {"stretches", scan_stretches, METH_VARARGS, NULL},
+    {"vma", maps_vma, METH_VARARGS, NULL},
+    {"vmas", maps_vmas, METH_VARARGS, NULL},
+    {"scan", maps_scan, METH_VARARGS, NULL},
+    {"stretches", maps_stretches, METH_VARARGS, NULL},
     {"span", span_new, METH_VARARGS, NULL},
     {"buffer_address", call_buffer_address, METH_O, NULL},
     {"set_closed_error", call_set_closed_error, METH_O, NULL},

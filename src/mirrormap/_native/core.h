@@ -58,10 +58,12 @@ int region_export(Region *region, PyObject *owner, size_t offset, size_t nbytes,
 int region_export_all(PyObject *self, Py_buffer *view, int flags);
 void region_unexport(Region *region, Py_buffer *view);
 
-/* export.c and scan.c: module functions. */
+/* export.c and maps.c: module functions. */
 PyObject *span_new(PyObject *module, PyObject *args);
-PyObject *scan_sums(PyObject *module, PyObject *args);
-PyObject *scan_stretches(PyObject *module, PyObject *args);
+PyObject *maps_vma(PyObject *module, PyObject *args);
+PyObject *maps_vmas(PyObject *module, PyObject *args);
+PyObject *maps_scan(PyObject *module, PyObject *args);
+PyObject *maps_stretches(PyObject *module, PyObject *args);
 
 /* region.c, for window.c and export.c: NULL or false come with an exception set. */
 Region *region_open(PyObject *self);

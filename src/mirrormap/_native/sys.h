@@ -9,6 +9,7 @@
 #ifndef MIRRORMAP_SYS_H
 #define MIRRORMAP_SYS_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,7 +24,7 @@ struct mm_vma {
     uint64_t inode;
     uint32_t dev_major, dev_minor;
     uint32_t flags;            /* MM_VMA_* */
-    char name[256];            /* cut short, always terminated */
+    char name[PATH_MAX];       /* "" if it is longer, always terminated */
 };
 enum { MM_VMA_READ = 1, MM_VMA_WRITE = 2, MM_VMA_EXEC = 4, MM_VMA_SHARED = 8 };
 
