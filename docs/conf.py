@@ -20,6 +20,7 @@ man_pages = [
     ("man/mirrormap.1", "mirrormap", "mirrored memory: the same pages at two or more addresses", [], 1),
     ("man/mirrormap-check.1", "mirrormap-check", "show what this kernel and this user can do", [], 1),
     ("man/mirrormap-demo.1", "mirrormap-demo", "show mirrored memory at work on real input", [], 1),
+    ("man/mirrormap-maps.1", "mirrormap-maps", "show which memory of a process is mirrored", [], 1),
     ("man/mirror.3", "mirror", "map the same pages once more", [], 3),
 ]
 man_make_section_directory = False

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mirrormap"
 
 RANK = {
-    "_core": 0, "errors": 0, "units": 0,
+    "_core": 0, "errors": 0, "units": 0, "drawing": 0, "ribbons_page": 0,
     "kernel": 1,
     "procmaps": 2, "protections": 2, "handover": 2,
     "backing": 3, "cursors": 3, "procfs": 3,
@@ -22,8 +22,9 @@ RANK = {
     "pages": 7,
     "mirror": 8, "reader": 8,
     "ring": 9, "remap": 9, "arrays": 9, "aliasing": 9, "capabilities": 9, "inspect": 9,
-    "cli": 10,
-    "__init__": 11, "__main__": 12,
+    "ribbons": 10,
+    "cli": 11,
+    "__init__": 12, "__main__": 13,
 }  # fmt: skip
 
 

@@ -69,6 +69,7 @@ def _of_frames(
     key: int,
 ) -> MirrorGroup:
     home = entries[key // 2].vma
+    once = len(count) * PAGE_NBYTES
     views: list[MirrorView] = []
     for index in map(int, np.unique(entry)):
         shown = addresses[entry == index]
@@ -79,9 +80,9 @@ def _of_frames(
             MirrorView(
                 low, high, low - vma.start, snapshots[which].pid, nbytes, 1,
                 PROTECTIONS[vma.protection], False, nbytes,
+                ((low, 0, min(nbytes, once)),),
             )
         )  # fmt: skip
-    once = len(count) * PAGE_NBYTES
     depth, pages = np.unique(count, return_counts=True)
     at = 0
     runs: list[tuple[int, int, int]] = []

@@ -34,6 +34,8 @@ class MirrorView(NamedTuple):
         pieces: entries of the address space it takes.
         protection: "none", "r", "rw", ..., or "mixed". shared: False for MAP_PRIVATE.
         resident: bytes with page-table entries, or None.
+        runs: what is shown where, as (address, offset, nbytes) in order of address; of private memory one
+            run, which may have gaps.
     """
 
     start: int
@@ -45,6 +47,7 @@ class MirrorView(NamedTuple):
     protection: str
     shared: bool
     resident: int | None
+    runs: tuple[tuple[int, int, int], ...]
 
 
 class MirrorGroup(NamedTuple):
@@ -341,11 +344,12 @@ def _by_address(item: tuple[Part, int | None]) -> tuple[int, int]:
 class _Copy:
     """A view in the making, and which bytes of the object it shows already."""
 
-    __slots__ = ("bits", "end", "first", "nbytes", "pieces", "resident", "taken")
+    __slots__ = ("bits", "end", "first", "nbytes", "pieces", "resident", "runs", "taken")
 
     def __init__(self, first: Part) -> None:
         self.first = first
-        self.taken: list[tuple[int, int]] = []  # (start, end), in order, not touching
+        self.taken: list[tuple[int, int]] = []  # (start, end) in the object, in order, not touching
+        self.runs: list[tuple[int, int, int]] = []
         self.nbytes = self.pieces = 0
         self.bits: int | None = first.vma.protection
         self.resident: int | None = 0
@@ -369,6 +373,13 @@ class _Copy:
             self.taken[index - 1] = self.taken[index - 1][0], end
         else:
             self.taken.insert(index, (start, end))
+        run = vma.start, start, end - start
+        if self.runs:
+            at, offset, nbytes = self.runs[-1]
+            if at + nbytes == vma.start and offset + nbytes == start:
+                self.runs.pop()
+                run = at, offset, nbytes + end - start
+        self.runs.append(run)
         self.end = vma.end
         self.nbytes += end - start
         self.pieces += 1
@@ -383,4 +394,5 @@ class _Copy:
         return MirrorView(
             vma.start, self.end, vma.offset, snapshots[which].pid, self.nbytes, self.pieces,
             "mixed" if self.bits is None else PROTECTIONS[self.bits], vma.shared, self.resident,
+            tuple(self.runs),
         )  # fmt: skip

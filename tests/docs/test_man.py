@@ -17,7 +17,7 @@ import mirrormap
 from mirrormap.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["mirrormap.1", "mirrormap-check.1", "mirrormap-demo.1", "mirror.3"]
+NAMES = ["mirrormap.1", "mirrormap-check.1", "mirrormap-demo.1", "mirrormap-maps.1", "mirror.3"]
 
 
 def installed(name: str) -> Path:
@@ -54,7 +54,7 @@ def test_every_option_is_in_the_manual() -> None:
     for text in _helps(parser()):
         for option in re.findall(r"--[a-z-]+", text):
             assert option in pages
-    for command in ("check", "demo"):
+    for command in ("check", "demo", "maps"):
         assert f"**{command}**" in pages
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import sys
 from collections.abc import Sequence
 
-from mirrormap.cli import check, demo
+from mirrormap.cli import check, demo, maps
 from mirrormap.errors import MirrorError
 
 
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"mirrormap {importlib.metadata.version('mirrormap')}"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, demo):
+    for command in (check, demo, maps):
         command.add_parser(commands)
     return top
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except MirrorError as error:
-        print(f"mirrormap: {error}")
+        print(f"mirrormap: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
