@@ -17,7 +17,7 @@ RANK = {
     "procmaps": 2, "protections": 2, "handover": 2,
     "backing": 3, "cursors": 3, "procfs": 3,
     "placement": 4, "sameness": 4,
-    "views": 5, "population": 5, "frames": 5,
+    "views": 5, "population": 5, "frames": 5, "portraits": 5,
     "mapping": 6,
     "pages": 7,
     "mirror": 8, "reader": 8,

@@ -290,11 +290,11 @@ class Backing:
         """Does a live buffer of this process show any byte from `start` on?"""
         return any(
             region.shown(at + max(0, start - offset), at + nbytes)
-            for region, at, offset, nbytes in self._shown()
+            for region, at, offset, nbytes in self.shown()
             if offset + nbytes > start
         )
 
-    def _shown(self) -> Iterator[tuple[Region, int, int, int]]:
+    def shown(self) -> Iterator[tuple[Region, int, int, int]]:
         """Live regions, and at which byte each shows [offset, offset + nbytes) of the object."""
         for reference in list(self._regions):
             region = reference()
@@ -305,7 +305,7 @@ class Backing:
 
     def _hide_beyond(self, start: int) -> None:
         """After a truncation: no new buffer may reach bytes that would be a SIGBUS."""
-        for region, at, offset, nbytes in self._shown():
+        for region, at, offset, nbytes in self.shown():
             end = at + max(0, start - offset)
             if offset + nbytes > start and region.nbytes > end:
                 region.limit(end)

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from mirrormap import procmaps
+from mirrormap.drawing import Mark
 from mirrormap.errors import CorruptError, Overrun
 from mirrormap.kernel import Region, RingBase, Span
 
@@ -115,6 +116,12 @@ class Geometry(NamedTuple):
     def item_nbytes(self) -> int:
         """Bytes an item."""
         return self.dtype.itemsize * math.prod(self.shape)
+
+    def marks(self, **items: int) -> list[Mark]:
+        """Where items lie among the data bytes, by name, for a drawing."""
+        return [
+            Mark(f"{name} {item:,}", item * self.item_nbytes % self.nbytes) for name, item in items.items()
+        ]
 
     def attach(self, ring: RingBase, control: Region, data: Region, shown: Span) -> None:
         """Let `ring` work on regions of this geometry, of which `data` shows the bytes twice."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
-from mirrormap import kernel, placement, population, procmaps
+from mirrormap import kernel, placement, population, portraits, procmaps
 from mirrormap.backing import Backing
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
@@ -153,6 +153,9 @@ class Mapping(Exporter):
             f"{self.protection!r}, {format_nbytes(self.page_size)} pages"
             f"{f', {runs} runs' if runs > 1 else ''}>"
         )
+
+    def _repr_html_(self) -> str:
+        return portraits.of_region(self._region, repr(self))
 
     # --- views ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from mirrormap import kernel, placement
+from mirrormap import kernel, placement, portraits
 from mirrormap.backing import Backing, PageKind, page_kind
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.mapping import Mapping
@@ -120,6 +120,9 @@ class Pages:
             f"<Pages {self._backing.label!r} {format_nbytes(self.nbytes)} in "
             f"{format_nbytes(kind.nbytes)}{sort} pages, {format_nbytes(self.allocated)} allocated>"
         )
+
+    def _repr_html_(self) -> str:
+        return portraits.of_backing(self._backing, repr(self))
 
     # --- views ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from mirrormap import portraits
 from mirrormap.cursors import Attached, Deadline, Geometry, is_alive, own_token
 from mirrormap.errors import BusyError, ClosedError, Overrun, WriterGone
 
@@ -32,8 +33,9 @@ class Reader:
         position: absolute index of the next item.
     """
 
-    __slots__ = ("__weakref__", "_base", "_held", "_next", "_process", "_slot")
+    __slots__ = ("__weakref__", "_base", "_geometry", "_held", "_next", "_process", "_slot")
     _base: Attached  # our own hold on the pages: the ring may be closed before us
+    _geometry: Geometry
     _held: int  # items handed out last, released by the next call
     _next: int
     _process: int
@@ -45,7 +47,7 @@ class Reader:
     @classmethod
     def _of(cls, ring: Attached, geometry: Geometry, start: str | int) -> Self:
         reader = cls.__new__(cls)
-        reader._base = Attached()
+        reader._base, reader._geometry = Attached(), geometry
         geometry.attach(reader._base, *ring._regions)
         reader._held, reader._slot, reader._process = 0, -1, os.getpid()
         reader._start(start, lossless=not geometry.overwrite)
@@ -113,6 +115,12 @@ class Reader:
         if self.closed:
             return "<Reader closed>"
         return f"<Reader at item {self.position:,}, {self.available:,} available>"
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return portraits.of_region(None, repr(self))
+        marks = self._geometry.marks(written=self._base.written, reader=self.position)
+        return portraits.of_region(self._base._regions[1], repr(self), marks=marks)
 
     # --- reading -------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, cast
 
 import numpy as np
 
-from mirrormap import handover, kernel
+from mirrormap import handover, kernel, portraits
 from mirrormap.backing import Backing, page_kind
 from mirrormap.cursors import (
     CONTROL_NBYTES,
@@ -194,6 +194,12 @@ class Ring(Attached):
             f"<Ring {way}, {self.capacity:,} items of {item}, {format_nbytes(self.nbytes)}, "
             f"{self.written:,} written>"
         )
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return portraits.of_region(None, repr(self))
+        marks = self._geometry.marks(written=self.written, oldest=self.oldest)
+        return portraits.of_region(self._regions[1], repr(self), marks=marks)
 
     def fileno(self) -> int:
         """The descriptor, close-on-exec and still ours."""
