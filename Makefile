@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test lint audit docs man bench bench-ring sanitize soak clean
+.PHONY: help demo test lint audit docs man bench bench-ring bench-maps sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -92,6 +92,9 @@ bench: $(VENV)/.installed ## run the benchmarks against C
 
 bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its peers
 	$(BIN)/python bench/stream.py
+
+bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil
+	$(BIN)/python bench/maps.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,7 @@ COLOURS: Final = ("#2563eb", "#059669", "#d97706", "#db2777", "#7c3aed", "#0891b
 _WIDTH, _LEFT, _RIGHT, _BAR = 620, 190, 430, 44
 _HEIGHT, _GAP, _TOP = 150, 12, 22
 _MOST_STRIPS, _MOST_RUNS, _LEAST = 6, 64, 16
-_SEAM_ROOM = 9
+_SEAM_ROOM = 40  # pixels that the two lines of text take
 
 
 class Strip(NamedTuple):
@@ -157,7 +157,7 @@ def _strip(strip: Strip, top: float, tall: float, colour: str, column: _Column) 
         yield f"<path d='M{x - 5} {y:.1f}H{_LEFT + 5}' stroke='currentColor' stroke-dasharray='3 2'/>"
     if len(seams) == 1:
         y = top + seams[0] * scale
-        if min(y - top, top + tall - y) > _LEAST + _SEAM_ROOM:
+        if min(y - top, top + tall - y) > _SEAM_ROOM:
             yield f"<text x='{x - 9}' y='{y + 4:.1f}' text-anchor='end' opacity='.7'>seam</text>"
     text = f"<text x='{x - 9}' text-anchor='end' y="
     yield f"{text}'{top + 12:.1f}'>{html.escape(strip.title)}</text>"
