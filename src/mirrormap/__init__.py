@@ -16,6 +16,7 @@ from mirrormap.errors import (
     WriterGone,
 )
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
+from mirrormap.growable import Growable
 from mirrormap.mapping import Mapping
 from mirrormap.mirror import mirror
 from mirrormap.pages import Pages
@@ -33,6 +34,7 @@ __all__ = [
     "ClosedError",
     "CorruptError",
     "Footprint",
+    "Growable",
     "MapError",
     "Mapping",
     "MirrorError",

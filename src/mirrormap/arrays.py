@@ -9,7 +9,7 @@ import numpy as np
 
 from mirrormap.pages import Pages
 from mirrormap.units import Size
-from mirrormap.views import array_over, check_dtype
+from mirrormap.views import array_over, as_shape, check_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -35,7 +35,7 @@ def empty(
     Raises: TypeError for object dtypes; MapError when there is no memory.
     """
     kind = check_dtype(dtype)
-    dimensions = _dimensions(shape)
+    dimensions = as_shape(shape)
     if order not in ("C", "F"):
         raise ValueError(f"order {order!r} must be 'C' or 'F'")
     nbytes = math.prod(dimensions) * kind.itemsize
@@ -85,14 +85,6 @@ def share(array: ArrayLike, *, page_size: Size | None = None, populate: bool = F
     copy = empty(source.shape, source.dtype, order, page_size=page_size, populate=populate)
     np.copyto(copy, source)
     return copy
-
-
-def _dimensions(shape: Shape) -> tuple[int, ...]:
-    counts = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
-    dimensions = tuple(count.__index__() for count in counts)
-    if any(count < 0 for count in dimensions):
-        raise ValueError(f"negative dimension in shape {dimensions}")
-    return dimensions
 
 
 def _fortran_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

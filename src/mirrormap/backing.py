@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from mirrormap import kernel, procmaps
-from mirrormap.errors import MapError, NotMirrorableError
+from mirrormap.errors import BusyError, MapError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, VmaInfo
 from mirrormap.units import LIMIT_NBYTES, Size, as_nbytes, format_nbytes, round_up
 
@@ -252,6 +253,32 @@ class Backing:
             if kernel.fstat(self.fd).nbytes < nbytes:
                 kernel.ftruncate(self.fd, nbytes, self.label)
             self.nbytes = nbytes
+
+    def hold_space(self, start: int, end: int) -> None:
+        """Take the disk blocks of [start, end) of a file now, also beyond its end.
+
+        A store into a hole of a file whose disk is full is a SIGBUS; this is a MapError ENOSPC.
+        File systems that cannot tell beforehand, and memory, are left as they are.
+        """
+        if self.in_memory or start >= end:
+            return
+        try:
+            kernel.allocate(self.fd, start, end - start, self.label)
+        except MapError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                with contextlib.suppress(MapError):  # what was taken so far lies beyond the end
+                    kernel.ftruncate(self.fd, kernel.fstat(self.fd).nbytes, self.label)
+                raise
+
+    def lock(self) -> None:
+        """Be the only one that writes this file (flock), until the descriptor goes with us.
+
+        Raises: BusyError while another process, or another object here, holds it.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{self.label!r} has a writer already; open it with mode='r'") from None
 
     def shrink(self, nbytes: int) -> None:
         """Shorten: files are truncated; of a sealed object the tail is given back and reads zeros.

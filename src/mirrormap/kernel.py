@@ -170,6 +170,17 @@ def punch_hole(fd: int, offset: int, nbytes: int, label: str = "") -> None:
         fail("fallocate", error, nbytes, label)
 
 
+def allocate(fd: int, offset: int, nbytes: int, label: str = "") -> None:
+    """fallocate(fd, KEEP_SIZE, offset, nbytes): blocks are held, so that no store finds the disk full.
+
+    Raises: MapError ENOSPC; EOPNOTSUPP for a file system that cannot tell beforehand.
+    """
+    try:
+        _core.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, nbytes)
+    except OSError as error:
+        fail("fallocate", error, nbytes, label)
+
+
 def add_seals(fd: int, seals: int, label: str = "") -> None:
     """fcntl(fd, F_ADD_SEALS, seals). EBUSY: F_SEAL_WRITE while a writable view lives."""
     try:

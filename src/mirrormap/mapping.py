@@ -247,7 +247,10 @@ class Mapping(Exporter):
         backing.grow(start + nbytes)
         page = last.page_nbytes
         room, taken = round_up(nbytes, page), round_up(arrangement.nbytes, page)
-        grown = [*arrangement.runs[:-1], last._replace(nbytes=last.nbytes + nbytes - self.nbytes)]
+        # a truncated file shows less than was arranged, so the arrangement is what counts
+        grown = arrangement.part(0, nbytes, 0)
+        if nbytes > arrangement.nbytes:
+            grown[-1] = last._replace(nbytes=last.nbytes + nbytes - arrangement.nbytes)
         if room <= region.window:
             if room > taken:
                 tail = last._replace(offset=start + taken, nbytes=room - taken)

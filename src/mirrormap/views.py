@@ -17,7 +17,7 @@ from mirrormap.units import Size, as_range, check_range
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array_over", "buffer_of", "check_dtype"]
+__all__ = ["array_over", "as_shape", "buffer_of", "check_dtype"]
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -28,6 +28,15 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
             f"dtype {checked} holds Python objects: their addresses and counts cannot be shown twice"
         )
     return checked
+
+
+def as_shape(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """A shape as NumPy's functions take it. Raises: TypeError, ValueError."""
+    counts = shape if isinstance(shape, Sequence) else (shape,)
+    dims = tuple(operator.index(count) for count in counts)
+    if any(count < 0 for count in dims):
+        raise ValueError(f"negative dimension in shape {dims}")
+    return dims
 
 
 def array_over(
@@ -49,10 +58,7 @@ def array_over(
     at, _ = as_range(offset, None, region.nbytes, 1, "array")
     if shape is None:
         shape = ((region.nbytes - at) // kind.itemsize if kind.itemsize else 0,)
-    elif not isinstance(shape, Sequence):
-        shape = (operator.index(shape),)
-    if any(count < 0 for count in shape):
-        raise ValueError(f"negative dimension in shape {shape}")
+    shape = as_shape(shape)
     count = kind.itemsize
     for items in shape:
         count *= items

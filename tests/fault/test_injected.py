@@ -189,6 +189,39 @@ def ringed(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
+def appended(scene: Scene, reserve: int, page_size: int | None = None) -> None:
+    with mm.Growable("u1", reserve=reserve, page_size=page_size) as grown:
+        count = 0
+        try:
+            for _ in range(3):
+                grown.extend(np.full(20 * PAGE if page_size is None else page_size, 7, "u1"))
+                count = len(grown)
+            grown.resize(PAGE)
+            count = PAGE
+            grown.shrink_to_fit()
+        finally:
+            _core.fault_arm("", 0, 0)
+            assert len(grown) == count
+            assert (grown.array == 7).all()
+
+
+def kept(scene: Scene) -> None:
+    path = scene.folder / "rows"
+    try:
+        with contextlib.ExitStack() as stack:
+            grown = stack.enter_context(mm.Growable("u1", path=path))
+            grown.extend(np.full(300 * PAGE, 7, "u1"))
+            reader = stack.enter_context(mm.Growable.open(path, "r"))
+            assert len(reader) == 300 * PAGE
+            grown.flush()
+            grown.resize(PAGE)
+            grown.close()
+        with mm.Growable.open(path) as again:
+            assert (again.array == 7).all()
+    finally:
+        path.unlink(missing_ok=True)
+
+
 OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "create": closing(lambda s: mm.Pages(PAGE)),
     "create huge": closing(lambda s: mm.Pages(1, page_size=s.huge_nbytes)),
@@ -242,6 +275,10 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "ring": closing(lambda s: mm.Ring(100, "i4")),
     "ring in a file": lambda s: ringed(s.folder / "ring"),
     "ring by descriptor": lambda s: ringed(None),
+    "growable": lambda s: appended(s, 1 << 30),
+    "growable beyond its reserve": lambda s: appended(s, PAGE),
+    "growable of huge pages": lambda s: appended(s, 8 * s.huge_nbytes, s.huge_nbytes),
+    "growable in a file": kept,
     "probe": lambda s: mm.probe(),
 }
 

@@ -496,3 +496,14 @@ def test_the_libc_view_of_an_object_agrees() -> None:
             view.array()[3] = 9
             assert ctypes.string_at(raw + 3, 1) == b"\x09"
         libc.munmap(raw, PAGE)
+
+
+def test_a_view_that_was_cut_with_its_file_grows_again(tmp_path: Path) -> None:
+    with mm.Pages.open(tmp_path / "data", 16 * PAGE) as pages, pages.map(reserve=256 * PAGE) as view:
+        pages.resize(PAGE + 5)
+        assert view.nbytes == PAGE + 5
+        view.resize(2 * PAGE)
+        assert view.nbytes == pages.nbytes == 2 * PAGE
+        view.resize(100 * PAGE)
+        view.array()[:] = 1
+        assert pages.nbytes == 100 * PAGE

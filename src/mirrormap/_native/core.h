@@ -80,6 +80,10 @@ PyObject *region_vacate(PyObject *self, PyObject *const *args, Py_ssize_t given)
 PyObject *region_trim(PyObject *self, PyObject *args);
 PyObject *region_split(PyObject *self, PyObject *args);
 
+/* words.c: methods on one word of a region. */
+PyObject *region_store_word(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *region_load_word(PyObject *self, PyObject *const *args, Py_ssize_t given);
+
 extern PyMethodDef call_methods[];
 
 PyObject *raise_errno(int error);   /* OSError; always NULL */

@@ -351,6 +351,8 @@ static PyMethodDef region_methods[] = {
     {"advise", FASTCALL(region_advise), NULL},
     {"sync", FASTCALL(region_sync), NULL},
     {"touch", region_touch, METH_VARARGS, NULL},
+    {"store_word", FASTCALL(region_store_word), NULL},
+    {"load_word", FASTCALL(region_load_word), NULL},
     {"shown", region_shown, METH_VARARGS, NULL},
     {"release", region_release, METH_NOARGS, NULL},
     {"close", region_close, METH_NOARGS, NULL},

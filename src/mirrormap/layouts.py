@@ -1,0 +1,44 @@
+"""How an array lies in memory, as text that other processes and files can be told."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from mirrormap.errors import CorruptError
+from mirrormap.views import check_dtype
+
+__all__ = ["read_layout", "write_layout"]
+
+_LIMIT_NDIM = 64
+
+
+def write_layout(dtype: np.dtype[Any], **numbers: tuple[int, ...]) -> str:
+    """A dtype and some tuples of ints as the text of a dict, the dtype as in the header of .npy.
+
+    Raises: ValueError for a dtype that such text cannot hold, such as those of extensions.
+    """
+    descr: Any = npy.dtype_to_descr(dtype)
+    if npy.descr_to_dtype(descr) != dtype:
+        raise ValueError(f"dtype {dtype} cannot be written down")
+    return repr({"descr": descr, **numbers})
+
+
+def read_layout(text: str, *names: str) -> tuple[Any, ...]:
+    """The dtype and the tuples of those names from a text of write_layout, which nobody need trust.
+
+    Raises: CorruptError.
+    """
+    try:
+        found: dict[str, Any] = ast.literal_eval(text)
+        dtype = check_dtype(npy.descr_to_dtype(found["descr"]))
+        numbers = [found[name] for name in names]
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+        raise CorruptError("the description of the array cannot be read") from None
+    for each in numbers:
+        if not isinstance(each, tuple) or len(each) > _LIMIT_NDIM or any(type(n) is not int for n in each):
+            raise CorruptError(f"the description of the array has {each!r} where numbers belong")
+    return dtype, *numbers
