@@ -9,7 +9,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test lint audit docs man bench bench-ring bench-maps sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -65,6 +65,14 @@ $(ASAN)/bin/uv:
 	$(PYTHON) -m venv $(ASAN)
 	$(ASAN)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
+# with every array under the allocator, of whatever size, and without: the same must fail
+test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests under numpy_allocator, and compare
+	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rfE --pyargs numpy._core numpy.lib \
+		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-plain.txt
+	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p numpy_under_allocator -p no:cacheprovider -q -rfE --pyargs numpy._core numpy.lib \
+		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-ours.txt
+	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
+
 # tests of models, which never load the package
 OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_cursor_protocol.py
 
@@ -95,6 +103,9 @@ bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its 
 
 bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil
 	$(BIN)/python bench/maps.py
+
+bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitching, snapshots and the allocator against NumPy
+	$(BIN)/python bench/arrays.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

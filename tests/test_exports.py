@@ -10,7 +10,7 @@ import mirrormap
 
 PUBLIC = [
     "BusyError", "MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "Capabilities",
-    "ClosedError", "CorruptError", "Growable", "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Overrun", "Pages",
+    "ClosedError", "CorruptError", "Growable", "Handle", "handle", "stitch", "Allocator", "numpy_allocator", "Snapshot", "snapshot", "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Overrun", "Pages",
     "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
     "Footprint", "MirrorGroup", "MirrorView", "Mirrors", "NotPermittedError", "ProcessGone", "Vma", "mappings", "mirrors",

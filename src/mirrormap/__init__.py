@@ -1,6 +1,7 @@
 """Mirrored memory: the same physical pages, visible at two or more virtual addresses."""
 
 from mirrormap.aliasing import copyto, is_mirror, shares_memory
+from mirrormap.allocator import Allocator, numpy_allocator
 from mirrormap.arrays import empty, full, share, zeros
 from mirrormap.capabilities import Capabilities, probe
 from mirrormap.errors import (
@@ -17,24 +18,29 @@ from mirrormap.errors import (
 )
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
 from mirrormap.growable import Growable
+from mirrormap.handles import Handle, handle
 from mirrormap.mapping import Mapping
 from mirrormap.mirror import mirror
 from mirrormap.pages import Pages
 from mirrormap.reader import Reader
 from mirrormap.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MIRROR, mremap
 from mirrormap.ring import Ring
+from mirrormap.snapshot import Snapshot, snapshot
+from mirrormap.stitch import stitch
 
 __all__ = [
     "MREMAP_DONTUNMAP",
     "MREMAP_FIXED",
     "MREMAP_MAYMOVE",
     "MREMAP_MIRROR",
+    "Allocator",
     "BusyError",
     "Capabilities",
     "ClosedError",
     "CorruptError",
     "Footprint",
     "Growable",
+    "Handle",
     "MapError",
     "Mapping",
     "MirrorError",
@@ -49,17 +55,22 @@ __all__ = [
     "Reader",
     "Ring",
     "Vma",
+    "Snapshot",
     "WriterGone",
     "copyto",
     "empty",
     "full",
+    "handle",
     "is_mirror",
     "mappings",
     "mirror",
     "mirrors",
     "mremap",
+    "numpy_allocator",
     "probe",
     "share",
     "shares_memory",
+    "snapshot",
+    "stitch",
     "zeros",
 ]

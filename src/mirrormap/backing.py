@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from mirrormap import kernel, procmaps
-from mirrormap.errors import BusyError, MapError, NotMirrorableError
+from mirrormap.errors import BusyError, MapError, MirrorError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, VmaInfo
 from mirrormap.units import LIMIT_NBYTES, Size, as_nbytes, format_nbytes, round_up
 
@@ -92,10 +92,11 @@ class Backing:
         truncates: a named file: shrinking moves its end. Of a memfd only the tail is given back,
             so that no view of anybody's becomes a SIGBUS.
         writable: whether the descriptor allows writing.
+        frozen: [start, end) of each open snapshot.
     """
 
     __slots__ = (
-        "__weakref__", "_dumped", "_regions", "fd", "in_memory", "kind", "label", "nbytes",
+        "__weakref__", "_dumped", "_regions", "fd", "frozen", "in_memory", "kind", "label", "nbytes",
         "truncates", "writable",
     )  # fmt: skip
 
@@ -117,6 +118,7 @@ class Backing:
         self.in_memory = in_memory
         self.truncates = truncates
         self.writable = writable
+        self.frozen: list[tuple[int, int]] = []
         self._regions: set[weakref.ref[Region]] = set()
         self._dumped: tuple[weakref.ref[Region], int, int] | None = None
 
@@ -290,6 +292,7 @@ class Backing:
                 nbytes = _rounded(nbytes, self.kind)
             if nbytes >= self.nbytes:
                 return
+            self.check_thawed(nbytes, self.nbytes - nbytes)
             if self.is_shown(nbytes):
                 raise BufferError(
                     f"arrays or memoryviews still show bytes beyond {nbytes:,} of {self.label!r}; "
@@ -305,7 +308,17 @@ class Backing:
     def discard(self, offset: int, nbytes: int) -> None:
         """Give pages back to the system; the range reads zeros through every view."""
         if nbytes:
+            self.check_thawed(offset, nbytes)
             kernel.punch_hole(self.fd, offset, nbytes, self.label)
+
+    def is_frozen(self, offset: int, nbytes: int) -> bool:
+        """Does an open snapshot show any of these bytes?"""
+        return any(start < offset + nbytes and offset < end for start, end in self.frozen)
+
+    def check_thawed(self, offset: int, nbytes: int) -> None:
+        """Raises: MirrorError while a snapshot of the range is open."""
+        if self.frozen and self.is_frozen(offset, nbytes):
+            raise MirrorError(f"a snapshot of {self.label!r} is open: close it first")
 
     # --- who shows it --------------------------------------------------------------------
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from mirrormap import kernel, procmaps
 from mirrormap.errors import MapError
+from mirrormap.foreign import can_mremap
 from mirrormap.kernel import PAGE_NBYTES
-from mirrormap.mirror import can_mremap, mirror
+from mirrormap.mirror import mirror
 from mirrormap.pages import Pages
 from mirrormap.population import populates_by_madvise
 from mirrormap.units import format_nbytes

@@ -228,7 +228,7 @@ class Growable:
     def extend(self, rows: ArrayLike) -> None:
         """Add several rows, cast to the dtype as an assignment would.
 
-        Args: rows: of shape (n, *item_shape); also rows of this very array.
+        Args: rows: of shape (n,) + item_shape; also rows of this very array.
         Raises: ValueError for another shape; MapError ENOMEM or ENOSPC, with nothing added.
         """
         block = np.asarray(rows, self._dtype)

@@ -13,19 +13,24 @@ import os
 from typing import Final, NamedTuple, NoReturn
 
 from mirrormap import _core
-from mirrormap._core import Exporter, Region, RingBase, Span
+from mirrormap._core import (
+    Exporter,
+    Region,
+    RingBase,
+    Span,
+    allocator_limit,
+    allocator_new,
+    allocator_set,
+    allocator_share,
+    allocator_state,
+    allocator_trim,
+)  # fmt: skip
 from mirrormap.errors import ClosedError, MapError
 
 __all__ = [
-    "PAGE_NBYTES",
-    "Exporter",
-    "FileInfo",
-    "Region",
-    "RingBase",
-    "Span",
-    "VmaInfo",
-    "VmaTuple",
-]
+    "PAGE_NBYTES", "Exporter", "FileInfo", "Region", "RingBase", "Span", "VmaInfo", "VmaTuple",
+    "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state", "allocator_trim",
+]  # fmt: skip
 
 PAGE_NBYTES: Final = _mmap.PAGESIZE
 

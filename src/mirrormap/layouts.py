@@ -13,7 +13,7 @@ from mirrormap.views import check_dtype
 
 __all__ = ["read_layout", "write_layout"]
 
-_LIMIT_NDIM = 64
+_LIMIT = 1 << 18
 
 
 def write_layout(dtype: np.dtype[Any], **numbers: tuple[int, ...]) -> str:
@@ -35,10 +35,17 @@ def read_layout(text: str, *names: str) -> tuple[Any, ...]:
     try:
         found: dict[str, Any] = ast.literal_eval(text)
         dtype = check_dtype(npy.descr_to_dtype(found["descr"]))
-        numbers = [found[name] for name in names]
+        numbers: list[Any] = [found[name] for name in names]
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
         raise CorruptError("the description of the array cannot be read") from None
     for each in numbers:
-        if not isinstance(each, tuple) or len(each) > _LIMIT_NDIM or any(type(n) is not int for n in each):
+        if not _is_numbers(each):
             raise CorruptError(f"the description of the array has {each!r} where numbers belong")
     return dtype, *numbers
+
+
+def _is_numbers(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    numbers: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+    return len(numbers) <= _LIMIT and all(type(number) is int for number in numbers)

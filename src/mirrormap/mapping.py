@@ -214,6 +214,7 @@ class Mapping(Exporter):
         """
         with self._lock:
             arrangement = self._arrangement
+            arrangement.check_thawed()
             count = as_nbytes(nbytes, "nbytes")
             if count > self.nbytes and arrangement.runs[0].backing is None:
                 self._find_backing()
@@ -304,6 +305,7 @@ class Mapping(Exporter):
             bits = protection_bits(protection)
             page = arrangement.page_nbytes
             start, count = as_range(offset, nbytes, self.nbytes, page, "protect", whole=True)
+            arrangement.check_thawed(start, count)
             if count:
                 kernel.mprotect(region, start, round_up(count, page), bits, self._label)
                 arrangement.protect(start, count, bits)
@@ -339,14 +341,15 @@ class Mapping(Exporter):
             region, arrangement = self._live, self._arrangement
             page = arrangement.page_nbytes
             start, count = as_range(offset, nbytes, self.nbytes, page, "discard", whole=True)
+            arrangement.check_thawed(start, count)
             if count:
                 kernel.madvise(region, start, round_up(count, page), kernel.MADV_REMOVE, self._label)
 
     def flush(self) -> None:
         """msync(2): what was written through this view is on the disk. Nothing to do for memory."""
         with self._lock:
-            region = self._live
-            kernel.msync(region, 0, round_up(self.nbytes, self.page_size), self._label)
+            self._arrangement.check_thawed()
+            kernel.msync(self._live, 0, round_up(self.nbytes, self.page_size), self._label)
 
     @property
     def inherit(self) -> Literal["share", "none"]:

@@ -19,7 +19,7 @@ from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.units import format_nbytes
 
-__all__ = ["Arrangement", "Run", "fill", "place", "reserve"]
+__all__ = ["Arrangement", "Run", "fill", "place", "reserve", "settle"]
 
 
 class Run(NamedTuple):
@@ -152,6 +152,12 @@ class Arrangement:
             for before, after in itertools.pairwise(self.runs)
         )
 
+    def check_thawed(self, start: int = 0, nbytes: int | None = None) -> None:
+        """Raises: MirrorError while a snapshot of the range (the whole by default) is open."""
+        for run in self.runs if nbytes is None else self.part(start, nbytes, 0):
+            if run.backing is not None and run.backing.frozen:
+                run.backing.check_thawed(run.offset, run.room)
+
     def allows(self, bit: int, start: int = 0, nbytes: int | None = None) -> bool:
         """Do all runs under the range (the whole by default) have this PROT_* bit?"""
         if nbytes is None:
@@ -208,6 +214,7 @@ def place(
     """
     runs = _joined(runs)
     arrangement = Arrangement(runs)
+    arrangement.check_thawed()
     room = arrangement.room
     window_nbytes = max(room, window_nbytes)
     first = runs[0]
@@ -221,7 +228,7 @@ def place(
             and (first.page_nbytes > PAGE_NBYTES or room < procmaps.pmd_nbytes())
         ):
             region = kernel.map_anywhere(room, first.protection, first.backing.fd, first.offset, label)
-            _settle(region, 0, first, room)
+            settle(region, 0, first)
         else:
             region = reserve(
                 window_nbytes, arrangement.page_nbytes, offset=first.offset, address=address, label=label
@@ -235,9 +242,10 @@ def place(
 
 def fill_window(region: Region, runs: Sequence[Run], label: str) -> None:
     """Show `runs` in a region that is a bare window so far."""
-    runs = _joined(runs)
-    fill(region, 0, runs, label)
-    _finish(region, Arrangement(runs))
+    arrangement = Arrangement(_joined(runs))
+    arrangement.check_thawed()
+    fill(region, 0, arrangement.runs, label)
+    _finish(region, arrangement)
 
 
 def _finish(region: Region, arrangement: Arrangement) -> None:
@@ -292,12 +300,12 @@ def _put(region: Region, at: int, run: Run, room: int, label: str) -> None:
             kernel.unmap(rehearsal, label)
     else:
         kernel.map_over(region, at, room, run.protection, backing.fd, run.offset, label)
-    _settle(region, at, run, room)
+    settle(region, at, run)
 
 
-def _settle(region: Region, at: int, run: Run, room: int) -> None:
+def settle(region: Region, at: int, run: Run) -> None:
     """Hints for a run that has just been placed."""
-    backing = run.backing
+    backing, room = run.backing, run.room
     if backing is not None:
         if backing.kind.transparent:
             kernel.advise_quietly(region, at, room, kernel.MADV_HUGEPAGE)

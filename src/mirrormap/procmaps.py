@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
+
 from mirrormap import kernel
 from mirrormap.kernel import PAGE_NBYTES, VmaInfo
 
@@ -33,6 +35,7 @@ __all__ = [
     "pmd_nbytes",
     "present_nbytes",
     "present_stretches",
+    "private_ranges",
     "process_start",
     "residency",
 ]
@@ -212,6 +215,27 @@ def frames(address: int, nbytes: int) -> list[int] | None:
     return numbers
 
 
+def private_ranges(address: int, nbytes: int) -> list[tuple[int, int]]:
+    """Which bytes of a private view of an object lie on pages of its own, because they were written.
+
+    Pagemap bits: 63 present or 62 swapped, and not 61, which says that the page is the object's.
+    Returns: [first, last) from `address` on; where pagemap cannot be read, the whole.
+    """
+    found: list[tuple[int, int]] = []
+    step = PAGE_NBYTES << 15
+    try:
+        with _opened("/proc/self/pagemap") as fd:
+            for at in range(0, nbytes, step):
+                count = min(step, nbytes - at) // PAGE_NBYTES
+                entries = np.frombuffer(os.pread(fd, count * 8, (address + at) // PAGE_NBYTES * 8), "=u8")
+                written = (entries >> np.uint64(62) != 0) & (entries >> np.uint64(61) & np.uint64(1) == 0)
+                edges = np.flatnonzero(np.diff(written, prepend=False, append=False)) * PAGE_NBYTES + at
+                found += zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    except OSError:
+        return [(0, nbytes)]
+    return found
+
+
 @contextmanager
 def _opened(path: str) -> Generator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -281,6 +305,11 @@ def descriptors_of(dev: int, inode: int) -> list[int]:
 def descriptor_name(fd: int) -> str:
     """What a descriptor names: a path, or "/memfd:NAME (deleted)"."""
     return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def reopened(fd: int, flags: int) -> int:
+    """A new descriptor of the same object, opened with other rights. Raises: OSError."""
+    return kernel.open_file(f"/proc/self/fd/{fd}", flags)
 
 
 def map_file(vma: VmaInfo, flags: int) -> int:

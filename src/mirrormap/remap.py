@@ -9,8 +9,8 @@ from typing import Final, NoReturn, SupportsIndex
 from mirrormap import kernel, placement
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError
+from mirrormap.foreign import foreign_runs, place_foreign
 from mirrormap.kernel import PAGE_NBYTES, Region
-from mirrormap.mirror import foreign_runs, place_foreign
 from mirrormap.placement import Run
 from mirrormap.procmaps import AddressSpace
 from mirrormap.units import round_up

@@ -205,6 +205,22 @@ def appended(scene: Scene, reserve: int, page_size: int | None = None) -> None:
             assert (grown.array == 7).all()
 
 
+def frozen(scene: Scene) -> None:
+    live = mm.full(4 << 20, MARK, "u1")
+    taken = mm.snapshot(live, copy=False)
+    try:
+        with taken as still:
+            live[PAGE : 2 * PAGE] = 1
+            assert (still == MARK).all()
+    finally:
+        _core.fault_arm("", 0, 0)
+        taken.close()
+        expected = np.full(4 << 20, MARK, "u1")
+        if taken.route:
+            expected[PAGE : 2 * PAGE] = live[PAGE]
+        assert np.array_equal(live, expected)
+
+
 def kept(scene: Scene) -> None:
     path = scene.folder / "rows"
     try:
@@ -275,6 +291,9 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "ring": closing(lambda s: mm.Ring(100, "i4")),
     "ring in a file": lambda s: ringed(s.folder / "ring"),
     "ring by descriptor": lambda s: ringed(None),
+    "stitch": lambda s: mm.stitch([s.view.array(), s.view.array()[:PAGE]]),
+    "handle": lambda s: mm.handle(s.view.array()[5::2]).open(),
+    "snapshot": frozen,
     "growable": lambda s: appended(s, 1 << 30),
     "growable beyond its reserve": lambda s: appended(s, PAGE),
     "growable of huge pages": lambda s: appended(s, 8 * s.huge_nbytes, s.huge_nbytes),

@@ -259,6 +259,12 @@ PyMethodDef call_methods[] = {
     {"stretches", maps_stretches, METH_VARARGS, NULL},
     {"span", span_new, METH_VARARGS, NULL},
     {"buffer_address", call_buffer_address, METH_O, NULL},
+    {"allocator_new", allocator_new, METH_VARARGS, NULL},
+    {"allocator_set", allocator_set, METH_O, NULL},
+    {"allocator_limit", allocator_limit, METH_VARARGS, NULL},
+    {"allocator_trim", allocator_trim, METH_VARARGS, NULL},
+    {"allocator_share", allocator_share, METH_VARARGS, NULL},
+    {"allocator_state", allocator_state, METH_NOARGS, NULL},
     {"set_closed_error", call_set_closed_error, METH_O, NULL},
 #ifdef MIRRORMAP_FAULTS
     {"fault_arm", call_fault_arm, METH_VARARGS, NULL},

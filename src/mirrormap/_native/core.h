@@ -84,6 +84,18 @@ PyObject *region_split(PyObject *self, PyObject *args);
 PyObject *region_store_word(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *region_load_word(PyObject *self, PyObject *const *args, Py_ssize_t given);
 
+/* freeze.c: methods that move page tables between regions and put a private view in place. */
+PyObject *region_carry(PyObject *self, PyObject *args);
+PyObject *region_replace(PyObject *self, PyObject *const *args, Py_ssize_t given);
+
+/* allocator.c: module functions. */
+PyObject *allocator_new(PyObject *module, PyObject *args);
+PyObject *allocator_set(PyObject *module, PyObject *handler);
+PyObject *allocator_limit(PyObject *module, PyObject *args);
+PyObject *allocator_trim(PyObject *module, PyObject *args);
+PyObject *allocator_share(PyObject *module, PyObject *args);
+PyObject *allocator_state(PyObject *module, PyObject *unused);
+
 extern PyMethodDef call_methods[];
 
 PyObject *raise_errno(int error);   /* OSError; always NULL */

@@ -351,6 +351,8 @@ static PyMethodDef region_methods[] = {
     {"advise", FASTCALL(region_advise), NULL},
     {"sync", FASTCALL(region_sync), NULL},
     {"touch", region_touch, METH_VARARGS, NULL},
+    {"carry", region_carry, METH_VARARGS, NULL},
+    {"replace", FASTCALL(region_replace), NULL},
     {"store_word", FASTCALL(region_store_word), NULL},
     {"load_word", FASTCALL(region_load_word), NULL},
     {"shown", region_shown, METH_VARARGS, NULL},
