@@ -16,9 +16,9 @@ from mirrormap.errors import (
     ProcessGone,
     WriterGone,
 )
-from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
+from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
 from mirrormap.mapping import Mapping
 from mirrormap.mirror import mirror
 from mirrormap.pages import Pages

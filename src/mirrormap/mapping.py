@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 from mirrormap import kernel, placement, population, portraits, procmaps
-from mirrormap.backing import Backing
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
 from mirrormap.placement import Arrangement, Run
@@ -217,7 +216,7 @@ class Mapping(Exporter):
             arrangement.check_thawed()
             count = as_nbytes(nbytes, "nbytes")
             if count > self.nbytes and arrangement.runs[0].backing is None:
-                self._find_backing()
+                placement.find_backings(self._live, arrangement)
             if not arrangement.is_plain:
                 raise ValueError("an arrangement of several runs keeps its size; arrange a new one")
             if count < self.nbytes:
@@ -267,28 +266,6 @@ class Mapping(Exporter):
             self._reserved = False
         if self._inherit == "none":
             self.inherit = "none"
-
-    def _find_backing(self) -> None:
-        """Turn memory known by address into pages of an object, which alone can be lengthened.
-
-        mremap would "grow" it too, into a range where every touch is a SIGBUS.
-        """
-        arrangement = self._arrangement
-        found: dict[tuple[int, int], Backing] = {}
-        runs: list[Run] = []
-        at = 0
-        with procmaps.AddressSpace() as space:
-            for run in arrangement.runs:
-                vma = space.at(self.address + at)
-                assert vma is not None
-                key = vma.dev, vma.inode
-                if key not in found:
-                    found[key] = Backing.behind(vma, write=True)
-                runs.append(run._replace(backing=found[key], source=0))
-                at += run.nbytes
-        arrangement.runs = runs
-        for backing in found.values():
-            backing.note(self._live)
 
     def protect(self, protection: str, offset: Size = 0, nbytes: Size | None = None) -> None:
         """Change what this view allows; other views of the pages keep theirs (mprotect(2)).

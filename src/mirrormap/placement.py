@@ -354,3 +354,25 @@ def _pool_advice(page_nbytes: int, arrangement: Arrangement) -> str:
         f"The pool of {format_nbytes(page_nbytes)} pages is too short: {pool.available} free, up to "
         f"{needed} needed. Reserve more as root: `echo {pool.total + missing} > {pool.path}`"
     )
+
+
+def find_backings(region: Region, arrangement: Arrangement) -> None:
+    """Turn memory known by address into pages of an object, which alone can be lengthened.
+
+    mremap would "grow" it too, into a range where every touch is a SIGBUS.
+    """
+    found: dict[tuple[int, int], Backing] = {}
+    runs: list[Run] = []
+    at = region.address
+    with procmaps.AddressSpace() as space:
+        for run in arrangement.runs:
+            vma = space.at(at)
+            assert vma is not None
+            key = vma.dev, vma.inode
+            if key not in found:
+                found[key] = Backing.behind(vma, write=True)
+            runs.append(run._replace(backing=found[key], source=0))
+            at += run.nbytes
+    arrangement.runs = runs
+    for backing in found.values():
+        backing.note(region)

@@ -26,10 +26,20 @@ from mirrormap._core import (
     allocator_trim,
 )  # fmt: skip
 from mirrormap.errors import ClosedError, MapError
+from mirrormap.kernel.inquiries import (
+    VmaInfo,
+    VmaTuple,
+    pagemap_scan,
+    pagemap_stretches,
+    procmap_entries,
+    procmap_query,
+)
 
 __all__ = [
     "PAGE_NBYTES", "Exporter", "FileInfo", "Region", "RingBase", "Span", "VmaInfo", "VmaTuple",
-    "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state", "allocator_trim",
+    "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
+    "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
+    "allocator_trim",
 ]  # fmt: skip
 
 PAGE_NBYTES: Final = _mmap.PAGESIZE
@@ -90,23 +100,6 @@ class FileInfo(NamedTuple):
     fs_block: int
     open_flags: int
 
-
-class VmaInfo(NamedTuple):
-    """One entry of the address space, as /proc/PID/maps and PROCMAP_QUERY tell it."""
-
-    start: int
-    end: int
-    protection: int
-    shared: bool
-    page_nbytes: int
-    offset: int
-    dev: int
-    inode: int
-    name: str
-
-
-# the fields of a VmaInfo: of 60,000 of these the garbage collector takes no notice
-VmaTuple = tuple[int, int, int, bool, int, int, int, int, str]
 
 # --- descriptors ---------------------------------------------------------------------------
 
@@ -372,44 +365,3 @@ def span(region: Region, at: int, nbytes: int, *, readonly: bool = False) -> Spa
 def buffer_address(source: object) -> tuple[int, int, bool]:
     """(address, nbytes, readonly) of a contiguous buffer that the caller keeps exported."""
     return _core.buffer_address(source)
-
-
-# --- what /proc answers by ioctl -----------------------------------------------------------
-
-
-def procmap_query(fd: int, address: int, *, following: bool = False) -> VmaInfo | None:
-    """ioctl(PROCMAP_QUERY) on an open /proc/PID/maps (Linux 6.11).
-
-    Returns: the entry covering `address`, or with `following` else the first behind; or None.
-    Raises: OSError ENOTTY, where the kernel is older.
-    """
-    try:
-        return VmaInfo._make(_core.vma(fd, address, following))
-    except OSError as error:
-        if error.errno == _errno.ENOENT:
-            return None
-        raise
-
-
-def procmap_entries(fd: int) -> list[VmaTuple]:
-    """All of an open /proc/PID/maps, by PROCMAP_QUERY. OSError ESRCH: the process has ended."""
-    return _core.vmas(fd)
-
-
-def pagemap_scan(fd: int, start: int, end: int) -> tuple[int, int]:
-    """ioctl(PAGEMAP_SCAN) on an open /proc/PID/pagemap (Linux 6.7).
-
-    Returns: bytes with a page-table entry, and bytes of those under huge entries.
-    Raises: OSError ENOTTY, where the kernel is older.
-    """
-    return _core.scan(fd, start, end)
-
-
-def pagemap_stretches(fd: int, start: int, end: int, pages: int = 0) -> tuple[bytes, int]:
-    """One step of ioctl(PAGEMAP_SCAN) over what is present or swapped (Linux 6.7).
-
-    Args: end: below the kernel's addresses. pages: the most to find before returning; 0: any number.
-    Returns: stretches as packed uint64 (start, end, PAGE_IS_*), and the address to go on from.
-    Raises: OSError ENOTTY, where the kernel is older; ESRCH for a process that has ended.
-    """
-    return _core.stretches(fd, start, end, pages)
