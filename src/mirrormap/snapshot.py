@@ -210,8 +210,9 @@ def snapshot(array: NDArray[Any], *, copy: bool | None = None) -> Snapshot:
 
     Inside the block mirror(), stitch(), handle(), Pages.map, resize, protect, discard and flush of these
     pages raise MirrorError. Other processes do not take part: what they store shows in `frozen`, and they
-    see the stores made here after the block. A child forked inside it keeps a private copy. Each page
-    written takes one more page of memory; where there is none, the kernel does what it does after
+    see the stores made here after the block. In a child forked inside it the array stays private: the
+    pages it writes are its own for good, the others show what the parent puts back. Each page written
+    takes one more page of memory; where there is none, the kernel does what it does after
     fork(): it looks for a process to kill.
     """
     if not isinstance(array, np.ndarray):

@@ -249,9 +249,14 @@ CHILD_EXITS = """
 import os, mirrormap as mm
 live = mm.zeros(10, "u1")
 child = 1
+reading, writing = os.pipe()
 with mm.snapshot(live) as frozen:
     child = os.fork()
     live[0 if child else 1] = 5
+    if child:
+        os.read(reading, 1)  # until the child has a page of its own
+    else:
+        os.write(writing, b"x")
 if not child:
     live[2] = 6
     assert live.tolist()[:3] == [0, 5, 6], live
