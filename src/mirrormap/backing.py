@@ -282,6 +282,10 @@ class Backing:
         except BlockingIOError:
             raise BusyError(f"{self.label!r} has a writer already; open it with mode='r'") from None
 
+    def unlock(self) -> None:
+        """Let another write this file, also while views keep our descriptor."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def shrink(self, nbytes: int) -> None:
         """Shorten: files are truncated; of a sealed object the tail is given back and reads zeros.
 

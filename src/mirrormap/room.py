@@ -135,4 +135,5 @@ class Room:
         self._mapping = None
         if end is not None:
             self.pages.resize(max(1, end))
+            self.backing.unlock()
         self.pages.close()
