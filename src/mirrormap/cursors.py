@@ -13,14 +13,19 @@ import os
 import struct
 import time
 import zlib
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from mirrormap import procmaps
 from mirrormap.drawing import Mark
-from mirrormap.errors import CorruptError, Overrun
-from mirrormap.kernel import Region, RingBase, Span
+from mirrormap.errors import BusyError, CorruptError, Overrun
+from mirrormap.kernel import Places, Region, RingBase, Span
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mirrormap.backing import Backing
 
 __all__ = [
     "CONTROL_NBYTES",
@@ -28,8 +33,16 @@ __all__ = [
     "Attached",
     "Deadline",
     "Geometry",
+    "Header",
+    "Sort",
+    "described",
+    "evict_dead",
+    "inscribe",
     "is_alive",
     "own_token",
+    "read_header",
+    "take_writer",
+    "understood",
 ]
 
 CONTROL_NBYTES: Final = 16384
@@ -41,9 +54,7 @@ GEOMETRY_NBYTES: Final = CONTROL_NBYTES // 4
 SLICE_SECONDS: Final = 0.1
 """How long a wait goes on without looking whether the other side still lives."""
 
-_MAGIC: Final = b"mirrring"
 _HEAD: Final = struct.Struct("<8sIIQQQII")  # magic, version, checksum, sizes, flags, length of the text
-_VERSION: Final = 1
 
 _own: tuple[int, int] = (0, 0)
 
@@ -64,22 +75,32 @@ def is_alive(token: int) -> bool:
     return start is not None and (start < 0 or start & 0xFFFFFFFF == token & 0xFFFFFFFF)
 
 
+def evict_dead(places: Places) -> bool:
+    """Free the slots of readers that died. Returns: whether there were any."""
+    _, _, readers = places._owners()
+    gone = [(slot, owner) for slot, (owner, _) in readers.items() if not is_alive(owner)]
+    for slot, owner in gone:
+        places._evict(slot, owner)
+    return bool(gone)
+
+
+def take_writer(places: Places, noun: str, verb: str, role: str) -> None:
+    """Take the writer's place, which a dead writer has left or nobody holds. Raises: BusyError."""
+    holder, _, _ = places._owners()
+    if holder and is_alive(holder):
+        raise BusyError(f"process {holder >> 32} {verb} to this {noun}: there can be one {role} at a time")
+    if not places._seize_writer(holder, own_token()):
+        raise BusyError(f"another {role} took this {noun}'s place just now")
+
+
 class Attached(RingBase):
-    """What Ring and Reader share: a hold on the pages, and the reader's slots."""
+    """What Ring and Reader share: a hold on the pages."""
 
     __slots__ = ()
 
     def _overrun(self, start: int, oldest: int) -> None:
         """Called from C."""
         raise Overrun(oldest - start)
-
-    def _evict_dead(self) -> bool:
-        """Free the slots of readers that died. Returns: whether there were any."""
-        _, _, readers = self._owners()
-        gone = [(slot, owner) for slot, (owner, _) in readers.items() if not is_alive(owner)]
-        for slot, owner in gone:
-            self._evict(slot, owner)
-        return bool(gone)
 
 
 class Deadline:
@@ -96,6 +117,105 @@ class Deadline:
         """Milliseconds to sleep before looking round again; 0: the time is over."""
         left = self._end - time.monotonic()
         return 0 if left <= 0 else math.ceil(min(left, SLICE_SECONDS) * 1e3)
+
+
+class Sort(NamedTuple):
+    """A sort of object that begins with a header. Attributes: magic: its mark. noun: what users call it."""
+
+    magic: bytes
+    version: int
+    noun: str
+
+
+RING: Final = Sort(b"mirrring", 1, "ring")
+
+
+def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """A dtype and a shape as a literal that `understood` reads."""
+    return repr((np.lib.format.dtype_to_descr(dtype), shape)).encode()
+
+
+def understood(text: bytes, where: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype and shape that a text describes; literals only, nothing is run.
+
+    Raises: CorruptError for anything else, dtypes with Python objects among it.
+    """
+    try:
+        descr, shape = ast.literal_eval(text.decode())
+        dtype = np.lib.format.descr_to_dtype(descr)
+        dims = tuple(map(int, shape))
+        sound = not dtype.hasobject and all(items >= 0 for items in dims)
+    except (ValueError, TypeError, SyntaxError, KeyError, IndexError, MemoryError, RecursionError):
+        sound = False
+    if not sound:
+        raise CorruptError(f"{where} is damaged: it names no dtype")
+    return dtype, dims
+
+
+class Header(NamedTuple):
+    """What stands at the start of an object, before anything is known of its sort.
+
+    Attributes:
+        offset: of the first data byte. nbytes: of data, whole pages.
+        unit_nbytes, flags, text: what each sort makes of them.
+    """
+
+    offset: int
+    nbytes: int
+    unit_nbytes: int
+    flags: int
+    text: bytes
+
+    def packed(self, sort: Sort) -> bytes:
+        """With mark and checksum. Raises: ValueError if the text is too long."""
+        if _HEAD.size + len(self.text) > GEOMETRY_NBYTES:
+            raise ValueError(f"the description of the dtype takes {len(self.text):,} bytes; too many fields")
+        sizes = *self[:4], len(self.text)
+        checksum = zlib.crc32(_HEAD.pack(b"", sort.version, 0, *sizes) + self.text)
+        return _HEAD.pack(sort.magic, sort.version, checksum, *sizes) + self.text
+
+    @classmethod
+    def parsed(
+        cls, head: bytes, sort: Sort, control_nbytes: int, object_nbytes: int, page_nbytes: int
+    ) -> Header:
+        """Read and check what every sort has in common. Raises: CorruptError, saying what is wrong."""
+        noun = sort.noun
+        if len(head) < _HEAD.size:
+            raise CorruptError(f"this is no {noun}: it is shorter than a header")
+        magic, version, checksum, *numbers, count = _HEAD.unpack_from(head)
+        if magic != sort.magic:
+            raise CorruptError(f"this is no {noun}, or not one yet: it does not begin with a {noun}'s mark")
+        if version != sort.version:
+            raise CorruptError(f"a {noun} of version {version}; this package knows version {sort.version}")
+        text = head[_HEAD.size : _HEAD.size + count]
+        sizes = *numbers, count
+        if len(text) != count or zlib.crc32(_HEAD.pack(b"", version, 0, *sizes) + text) != checksum:
+            raise CorruptError(f"the {noun}'s header is damaged: its checksum is wrong")
+        found = cls(*numbers, text)
+        if not (
+            found.offset >= control_nbytes
+            and not found.offset % page_nbytes
+            and not found.nbytes % page_nbytes
+        ):
+            raise CorruptError(f"the {noun}'s header is damaged: its sizes do not fit together")
+        total = found.offset + found.nbytes
+        if total > object_nbytes:
+            raise CorruptError(f"the {noun} was truncated: {object_nbytes:,} bytes are left of {total:,}")
+        return found
+
+
+def inscribe(control: NDArray[np.uint8], head: bytes) -> None:
+    """Write a header to an object that is complete otherwise. The mark comes last: only now it is one."""
+    control[8 : len(head)] = np.frombuffer(head[8:], "u1")
+    control[:8] = np.frombuffer(head[:8], "u1")
+
+
+def read_header(backing: Backing, noun: str) -> bytes:
+    """The bytes at the start of an object. Raises: CorruptError."""
+    try:
+        return os.pread(backing.fd, GEOMETRY_NBYTES, 0)
+    except OSError as error:
+        raise CorruptError(f"this is no {noun}: {error.strerror}") from None
 
 
 class Geometry(NamedTuple):
@@ -131,12 +251,8 @@ class Geometry(NamedTuple):
 
     def packed(self) -> bytes:
         """As it stands at the start of the object. Raises: ValueError if the dtype is too long."""
-        text = repr((np.lib.format.dtype_to_descr(self.dtype), self.shape)).encode()
-        if _HEAD.size + len(text) > GEOMETRY_NBYTES:
-            raise ValueError(f"the description of the dtype takes {len(text):,} bytes; too many fields")
-        sizes = self.offset, self.nbytes, self.item_nbytes, int(self.overwrite), len(text)
-        checksum = zlib.crc32(_HEAD.pack(b"", _VERSION, 0, *sizes) + text)
-        return _HEAD.pack(_MAGIC, _VERSION, checksum, *sizes) + text
+        text = described(self.dtype, self.shape)
+        return Header(self.offset, self.nbytes, self.item_nbytes, int(self.overwrite), text).packed(RING)
 
     @classmethod
     def parsed(cls, head: bytes, object_nbytes: int, page_nbytes: int) -> Geometry:
@@ -144,36 +260,13 @@ class Geometry(NamedTuple):
 
         Raises: CorruptError, saying what is wrong.
         """
-        if len(head) < _HEAD.size:
-            raise CorruptError("this is no ring: it is shorter than a header")
-        magic, version, checksum, offset, nbytes, item_nbytes, overwrite, count = _HEAD.unpack_from(head)
-        if magic != _MAGIC:
-            raise CorruptError("this is no ring, or not one yet: it does not begin with a ring's mark")
-        if version != _VERSION:
-            raise CorruptError(f"a ring of version {version}; this package knows version {_VERSION}")
-        text = head[_HEAD.size : _HEAD.size + count]
-        sizes = offset, nbytes, item_nbytes, overwrite, count
-        if len(text) != count or zlib.crc32(_HEAD.pack(b"", _VERSION, 0, *sizes) + text) != checksum:
-            raise CorruptError("the ring's header is damaged: its checksum is wrong")
-        try:
-            descr, shape = ast.literal_eval(text.decode())
-            dtype = np.lib.format.descr_to_dtype(descr)
-            found = cls(offset, nbytes, dtype, tuple(map(int, shape)), bool(overwrite))
-            sound = not dtype.hasobject and all(items > 0 for items in found.shape)
-        except (ValueError, TypeError, SyntaxError, KeyError, IndexError, MemoryError, RecursionError):
-            raise CorruptError("the ring's header is damaged: it names no dtype") from None
+        header = Header.parsed(head, RING, CONTROL_NBYTES, object_nbytes, page_nbytes)
+        dtype, shape = understood(header.text, "the ring's header")
+        found = cls(header.offset, header.nbytes, dtype, shape, bool(header.flags))
         if not (
-            sound
-            and overwrite in (0, 1)
-            and found.item_nbytes == item_nbytes
-            and 0 < item_nbytes <= nbytes
-            and offset >= CONTROL_NBYTES
-            and not offset % page_nbytes
-            and not nbytes % page_nbytes
+            all(items > 0 for items in shape)
+            and header.flags in (0, 1)
+            and 0 < found.item_nbytes == header.unit_nbytes <= found.nbytes
         ):
             raise CorruptError("the ring's header is damaged: its sizes do not fit together")
-        if offset + nbytes > object_nbytes:
-            raise CorruptError(
-                f"the ring was truncated: {object_nbytes:,} bytes are left of {offset + nbytes:,}"
-            )
         return found

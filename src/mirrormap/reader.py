@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mirrormap import portraits
-from mirrormap.cursors import Attached, Deadline, Geometry, is_alive, own_token
+from mirrormap.cursors import Attached, Deadline, Geometry, evict_dead, is_alive, own_token
 from mirrormap.errors import BusyError, ClosedError, Overrun, WriterGone
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Reader:
     def _arrive(self, wanted: int) -> tuple[int, int] | None:
         place = self._base._arrive(own_token(), wanted)
         if place is None:
-            self._base._evict_dead()
+            evict_dead(self._base)
             place = self._base._arrive(own_token(), wanted)
         return place
 

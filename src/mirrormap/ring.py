@@ -22,12 +22,14 @@ from mirrormap import handover, kernel, portraits
 from mirrormap.backing import Backing, page_kind
 from mirrormap.cursors import (
     CONTROL_NBYTES,
-    GEOMETRY_NBYTES,
     Attached,
     Deadline,
     Geometry,
-    is_alive,
+    evict_dead,
+    inscribe,
     own_token,
+    read_header,
+    take_writer,
 )
 from mirrormap.errors import BusyError, CorruptError, Overrun
 from mirrormap.mapping import Mapping
@@ -107,8 +109,7 @@ class Ring(Attached):
             backing = Backing.create_file(path, total)
         try:
             control = self._map(backing, geometry, populate=populate).array()
-            control[8 : len(head)] = np.frombuffer(head[8:], "u1")
-            control[:8] = np.frombuffer(head[:8], "u1")  # the mark last: only now it is a ring
+            inscribe(control, head)
         except BaseException:
             if path is not None:
                 os.unlink(path)
@@ -142,11 +143,7 @@ class Ring(Attached):
 
     @classmethod
     def _opened(cls, backing: Backing) -> Self:
-        try:
-            head = os.pread(backing.fd, GEOMETRY_NBYTES, 0)
-        except OSError as error:
-            raise CorruptError(f"this is no ring: {error.strerror}") from None
-        geometry = Geometry.parsed(head, backing.nbytes, backing.kind.nbytes)
+        geometry = Geometry.parsed(read_header(backing, "ring"), backing.nbytes, backing.kind.nbytes)
         ring = cls.__new__(cls)
         ring._map(backing, geometry, populate=False)
         if not ring._cursors_fit:
@@ -238,11 +235,7 @@ class Ring(Attached):
 
     def _take(self) -> None:
         """Take the writer's place, which a dead writer has left or nobody holds."""
-        holder, _, _ = self._owners()
-        if holder and is_alive(holder):
-            raise BusyError(f"process {holder >> 32} writes to this ring: there can be one writer at a time")
-        if not self._seize_writer(holder, own_token()):
-            raise BusyError("another writer took this ring's place just now")
+        take_writer(self, "ring", "writes", "writer")
 
     def _refuse_busy(self, waiting: bool) -> None:
         if waiting:
@@ -254,7 +247,7 @@ class Ring(Attached):
 
     def _wait_for_room(self, count: int, partly: int, deadline: Deadline) -> None:
         while not self._wait_room(count, milliseconds := deadline.slice_ms(), partly):
-            if not self._evict_dead() and not milliseconds:
+            if not evict_dead(self) and not milliseconds:
                 raise TimeoutError(f"no room for {count:,} items: the slowest reader needs them")
 
     def _converted(self, block: Any, one: bool) -> NDArray[Any]:

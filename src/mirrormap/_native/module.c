@@ -1,9 +1,9 @@
-/* The extension: a table of calls and four types. */
+/* The extension: a table of calls and the types. */
 #include "ring.h"
 
-static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **keep)
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **keep)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
     if (type == NULL)
         return -1;
     if (keep != NULL)
@@ -21,10 +21,11 @@ static int exec_core(PyObject *module)
         return -1;
     }
     closed_error = Py_NewRef(PyExc_ValueError);
-    if (add_type(module, "Region", &region_spec, &region_type) < 0
-        || add_type(module, "Span", &span_spec, &span_type) < 0
-        || add_type(module, "Exporter", &exporter_spec, NULL) < 0
-        || add_type(module, "RingBase", &ring_spec, NULL) < 0 || ring_setup() < 0)
+    if (add_type(module, "Region", &region_spec, NULL, &region_type) < 0
+        || add_type(module, "Span", &span_spec, NULL, &span_type) < 0
+        || add_type(module, "Exporter", &exporter_spec, NULL, NULL) < 0
+        || add_type(module, "Places", &places_spec, NULL, &places_type) < 0
+        || add_type(module, "RingBase", &ring_spec, places_type, NULL) < 0 || places_setup() < 0 || ring_setup() < 0)
         return -1;
     return 0;
 }

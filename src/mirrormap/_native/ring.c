@@ -6,11 +6,6 @@
 #include "numpy.h"
 #include "ring_doc.h"
 
-#include <pthread.h>
-#include <unistd.h>
-
-long this_process;
-
 static Ring *ring_of(PyObject *object)
 {
     return (Ring *)object;
@@ -18,11 +13,7 @@ static Ring *ring_of(PyObject *object)
 
 Ring *ring_open(PyObject *self)
 {
-    Ring *ring = ring_of(self);
-    if (ring->shared != NULL)
-        return ring;
-    PyErr_SetString(closed_error, "this ring is closed");
-    return NULL;
+    return places_open(self) != NULL ? ring_of(self) : NULL;
 }
 
 PyObject *ring_array(Ring *ring, uint64_t start, uint64_t count, bool writable)
@@ -60,7 +51,7 @@ static PyObject *ring_attach(PyObject *self, PyObject *args)
     Py_ssize_t ndim = PyTuple_Size(shape) + 1;
     if (!PyArray_DescrCheck(descr) || nbytes <= 0 || item_nbytes <= 0 || item_nbytes > nbytes || ndim > 32
         || region_of(control)->nbytes < MM_CONTROL || region_of(data)->nbytes < 2 * (size_t)nbytes
-        || ring->shared != NULL) {
+        || ring->places.shared != NULL) {
         PyErr_SetString(PyExc_ValueError, "_attach: geometry that cannot be");
         return NULL;
     }
@@ -72,13 +63,14 @@ static PyObject *ring_attach(PyObject *self, PyObject *args)
     ring->ndim = (int)ndim;
     ring->nbytes = (uint64_t)nbytes;
     ring->item_nbytes = (uint64_t)item_nbytes;
-    ring->capacity = ring->nbytes / ring->item_nbytes;
+    ring->places.capacity = ring->nbytes / ring->item_nbytes;
     ring->overwrite = overwrite != 0;
-    ring->control = Py_NewRef(control);
+    ring->places.noun = "ring";
+    ring->places.control = Py_NewRef(control);
     ring->data = Py_NewRef(data);
     ring->shown = Py_NewRef(shown);
     ring->descr = Py_NewRef(descr);
-    ring->shared = (struct mm_control *)region_of(control)->address;
+    ring->places.shared = (struct mm_control *)region_of(control)->address;
     ring->base = (char *)region_of(data)->address;
     Py_RETURN_NONE;
 }
@@ -88,13 +80,13 @@ static PyObject *ring_detach(PyObject *self, PyObject *unused)
 {
     (void)unused;
     Ring *ring = ring_of(self);
-    if (ring->busy) {
+    if (ring->places.busy) {
         PyErr_SetString(PyExc_RuntimeError, "another thread waits inside this ring");
         return NULL;
     }
-    ring->shared = NULL;
-    ring->holder = 0;
-    Py_CLEAR(ring->control);
+    ring->places.shared = NULL;
+    ring->places.holder = 0;
+    Py_CLEAR(ring->places.control);
     Py_CLEAR(ring->data);
     Py_CLEAR(ring->shown);
     Py_CLEAR(ring->descr);
@@ -105,7 +97,7 @@ static void ring_dealloc(PyObject *self)
 {
     Ring *ring = ring_of(self);
     PyTypeObject *type = Py_TYPE(self);
-    Py_CLEAR(ring->control);
+    Py_CLEAR(ring->places.control);
     Py_CLEAR(ring->data);
     Py_CLEAR(ring->shown);
     Py_CLEAR(ring->descr);
@@ -118,7 +110,7 @@ static void ring_dealloc(PyObject *self)
 
 static uint64_t written_of(const Ring *ring)
 {
-    return atomic_load_explicit(&ring->shared->written, memory_order_acquire);
+    return atomic_load_explicit(&ring->places.shared->written, memory_order_acquire);
 }
 
 static PyObject *refuse_overrun(PyObject *self, uint64_t start, uint64_t oldest)
@@ -132,7 +124,7 @@ static PyObject *refuse_overrun(PyObject *self, uint64_t start, uint64_t oldest)
 /* Items [start, start + count), which must be written and intact. */
 static PyObject *window_at(PyObject *self, Ring *ring, uint64_t start, uint64_t count)
 {
-    uint64_t oldest = mm_oldest(ring->shared, ring->capacity);
+    uint64_t oldest = mm_oldest(ring->places.shared, ring->places.capacity);
     if (start < oldest && count > 0)
         return refuse_overrun(self, start, oldest);
     return ring_array(ring, start, count, false);
@@ -145,9 +137,9 @@ static PyObject *ring_latest(PyObject *self, PyObject *const *args, Py_ssize_t g
     if (ring == NULL || !take_numbers(args, given, &count, 1))
         return NULL;
     uint64_t written = written_of(ring);
-    if (count < 0 || (uint64_t)count > written || (uint64_t)count > ring->capacity)
+    if (count < 0 || (uint64_t)count > written || (uint64_t)count > ring->places.capacity)
         return PyErr_Format(PyExc_ValueError, "%lld items are asked for; %llu are written, and the ring holds %llu",
-                            (long long)count, (unsigned long long)written, (unsigned long long)ring->capacity);
+                            (long long)count, (unsigned long long)written, (unsigned long long)ring->places.capacity);
     return window_at(self, ring, written - (uint64_t)count, (uint64_t)count);
 }
 
@@ -164,8 +156,8 @@ static PyObject *ring_window(PyObject *self, PyObject *const *args, Py_ssize_t g
         return PyErr_Format(PyExc_IndexError, "item %lld is not written yet: %llu are", (long long)at[1] - 1,
                             (unsigned long long)written);
     uint64_t count = (uint64_t)(at[1] - at[0]);
-    if (count > ring->capacity)
-        return refuse_overrun(self, (uint64_t)at[0], mm_oldest(ring->shared, ring->capacity));
+    if (count > ring->places.capacity)
+        return refuse_overrun(self, (uint64_t)at[0], mm_oldest(ring->places.shared, ring->places.capacity));
     return window_at(self, ring, (uint64_t)at[0], count);
 }
 
@@ -175,7 +167,7 @@ static PyObject *ring_valid(PyObject *self, PyObject *const *args, Py_ssize_t gi
     Ring *ring = ring_open(self);
     if (ring == NULL || !take_numbers(args, given, &start, 1))
         return NULL;
-    return PyBool_FromLong(start >= 0 && (uint64_t)start >= mm_oldest(ring->shared, ring->capacity));
+    return PyBool_FromLong(start >= 0 && (uint64_t)start >= mm_oldest(ring->places.shared, ring->places.capacity));
 }
 
 static PyObject *get_written(PyObject *self, void *unused)
@@ -191,7 +183,7 @@ static PyObject *get_oldest(PyObject *self, void *unused)
     Ring *ring = ring_open(self);
     if (ring == NULL)
         return NULL;
-    uint64_t written = written_of(ring), oldest = mm_oldest(ring->shared, ring->capacity);
+    uint64_t written = written_of(ring), oldest = mm_oldest(ring->places.shared, ring->places.capacity);
     return PyLong_FromUnsignedLongLong(oldest < written ? oldest : written);
 }
 
@@ -199,45 +191,14 @@ static PyObject *get_capacity(PyObject *self, void *unused)
 {
     (void)unused;
     Ring *ring = ring_open(self);
-    return ring != NULL ? PyLong_FromUnsignedLongLong(ring->capacity) : NULL;
-}
-
-static PyObject *get_holds(PyObject *self, void *unused)
-{
-    (void)unused;
-    Ring *ring = ring_of(self);
-    return PyBool_FromLong(ring->shared != NULL && ring->holder == this_process);
-}
-
-static PyObject *get_waiting(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyBool_FromLong(ring_of(self)->busy);
-}
-
-static PyObject *get_attached(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyBool_FromLong(ring_of(self)->shared != NULL);
-}
-
-/* written <= claimed, and far from where counting would end */
-static PyObject *get_cursors_fit(PyObject *self, void *unused)
-{
-    (void)unused;
-    Ring *ring = ring_open(self);
-    if (ring == NULL)
-        return NULL;
-    uint64_t written = written_of(ring);
-    uint64_t claimed = atomic_load_explicit(&ring->shared->claimed, memory_order_acquire);
-    return PyBool_FromLong(claimed < (uint64_t)1 << 62 && written <= claimed);
+    return ring != NULL ? PyLong_FromUnsignedLongLong(ring->places.capacity) : NULL;
 }
 
 static PyObject *get_regions(PyObject *self, void *unused)
 {
     (void)unused;
     Ring *ring = ring_open(self);
-    return ring != NULL ? PyTuple_Pack(3, ring->control, ring->data, ring->shown) : NULL;
+    return ring != NULL ? PyTuple_Pack(3, ring->places.control, ring->data, ring->shown) : NULL;
 }
 
 static PyMethodDef ring_methods[] = {
@@ -252,11 +213,6 @@ static PyMethodDef ring_methods[] = {
     {"valid", FASTCALL(ring_valid), valid_doc},
     {"_wait_data", FASTCALL(ring_wait_data), NULL},
     {"_wait_room", FASTCALL(ring_wait_room), NULL},
-    {"_seize_writer", FASTCALL(ring_seize_writer), NULL},
-    {"_arrive", FASTCALL(ring_arrive), NULL},
-    {"_advance", FASTCALL(ring_advance), NULL},
-    {"_evict", FASTCALL(ring_evict), NULL},
-    {"_owners", ring_owners, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -264,10 +220,6 @@ static PyGetSetDef ring_getset[] = {
     {"written", get_written, NULL, written_doc, NULL},
     {"oldest", get_oldest, NULL, oldest_doc, NULL},
     {"capacity", get_capacity, NULL, capacity_doc, NULL},
-    {"_holds", get_holds, NULL, NULL, NULL},
-    {"_waiting", get_waiting, NULL, NULL, NULL},
-    {"_attached", get_attached, NULL, NULL, NULL},
-    {"_cursors_fit", get_cursors_fit, NULL, NULL, NULL},
     {"_regions", get_regions, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -287,19 +239,7 @@ PyType_Spec ring_spec = {
     .slots = ring_slots,
 };
 
-static void in_forked_child(void)
-{
-    this_process = (long)getpid();
-}
-
 int ring_setup(void)
 {
-    if (PyArray_ImportNumPyAPI() < 0)
-        return -1;
-    in_forked_child();
-    if (pthread_atfork(NULL, NULL, in_forked_child) != 0) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return 0;
+    return PyArray_ImportNumPyAPI();
 }

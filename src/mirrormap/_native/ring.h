@@ -2,29 +2,22 @@
 #ifndef MIRRORMAP_RING_H
 #define MIRRORMAP_RING_H
 
-#include "core.h"
-#include "cursors.h"
+#include "places.h"
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *control, *data;      /* Regions; NULL until attached and once closed */
+    Places places;
+    PyObject *data;                /* a Region, as places.control */
     PyObject *shown;               /* a read-only Span of `data`: the base of windows */
-    struct mm_control *shared;     /* inside `control` */
     char *base;                    /* first byte of `data`, which shows the same `nbytes` twice */
     PyObject *descr;
-    uint64_t nbytes, item_nbytes, capacity;
+    uint64_t nbytes, item_nbytes;
     Py_ssize_t dims[32];           /* of one item; dims[0] is for the number of items */
     int ndim;                      /* with it */
     bool overwrite;
-    bool busy;                     /* a write is waiting with the interpreter's lock released */
-    long holder;                   /* the process in which we hold the writer's place; 0: none */
     uint64_t reserved;             /* items of an open reservation */
     uint64_t limit;                /* lossless: may be written without looking at the slots again */
     uint32_t arrivals;             /* what `limit` was computed for */
 } Ring;
-
-/* The pid of this process, known without a system call. */
-extern long this_process;
 
 Ring *ring_open(PyObject *self);   /* NULL: closed, exception set */
 /* `count` items from index `start` on, as an array that keeps the pages. */
@@ -41,13 +34,8 @@ PyObject *ring_extend(PyObject *self, PyObject *const *args, Py_ssize_t given, P
 PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names);
 PyObject *ring_commit(PyObject *self, PyObject *const *args, Py_ssize_t given);
 
-/* wait.c: methods of those who wait, and of the places */
+/* ring_wait.c: methods of those who wait */
 PyObject *ring_wait_data(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *ring_wait_room(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *ring_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *ring_arrive(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *ring_advance(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *ring_evict(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *ring_owners(PyObject *self, PyObject *unused);
 
 #endif

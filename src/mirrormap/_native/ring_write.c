@@ -7,57 +7,23 @@
 
 #include <string.h>
 
-/* Asked for even where nobody will wait, so that a mistake shows at once. */
-static bool is_timeout(PyObject *timeout)
-{
-    double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return false;
-    if (!(seconds >= 0))
-        PyErr_Format(PyExc_ValueError, "timeout %R must be None or >= 0 seconds", timeout);
-    return seconds >= 0;
-}
-
-/* The two arguments that append, extend and reserve have: one, and timeout=. */
-static bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
-                       PyObject **first, PyObject **timeout)
-{
-    Py_ssize_t named = names != NULL ? PyTuple_Size(names) : 0;
-    *timeout = NULL;
-    if (given < 1 || given + named > 2) {
-        PyErr_Format(PyExc_TypeError, "%s() takes one argument and timeout=", what);
-        return false;
-    }
-    *first = args[0];
-    if (given == 2)
-        *timeout = args[1];
-    if (named == 1) {
-        if (PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "timeout") != 0) {
-            PyErr_Format(PyExc_TypeError, "%s() takes no argument of that name", what);
-            return false;
-        }
-        *timeout = args[given];
-    }
-    return *timeout == NULL || *timeout == Py_None || is_timeout(*timeout);
-}
-
 /* The ring, if we hold the writer's place or can take it. */
 static Ring *writer_open(PyObject *self)
 {
     Ring *ring = ring_open(self);
     if (ring == NULL)
         return NULL;
-    if (ring->holder != this_process) {
+    if (ring->places.holder != this_process) {
         PyObject *taken = PyObject_CallMethod(self, "_take", NULL);
         if (taken == NULL)
             return NULL;
         Py_DECREF(taken);
-        ring->holder = this_process;
+        ring->places.holder = this_process;
         ring->reserved = 0;
         ring->limit = 0;
     }
-    if (ring->busy || ring->reserved != 0) {
-        PyObject *unused = PyObject_CallMethod(self, "_refuse_busy", "O", ring->busy ? Py_True : Py_False);
+    if (ring->places.busy || ring->reserved != 0) {
+        PyObject *unused = PyObject_CallMethod(self, "_refuse_busy", "O", ring->places.busy ? Py_True : Py_False);
         Py_XDECREF(unused);
         return NULL;
     }
@@ -67,27 +33,27 @@ static Ring *writer_open(PyObject *self)
 /* The index of the next item: nobody else changes it while we hold the place. */
 static uint64_t next_index(const Ring *ring)
 {
-    return atomic_load_explicit(&ring->shared->written, memory_order_relaxed);
+    return atomic_load_explicit(&ring->places.shared->written, memory_order_relaxed);
 }
 
 static void publish(Ring *ring, uint64_t upto)
 {
-    if (mm_publish(ring->shared, upto))
-        mm_sys_wake(&ring->shared->data_wanted);
+    if (mm_publish(ring->places.shared, upto))
+        mm_sys_wake(&ring->places.shared->data_wanted);
 }
 
 uint64_t ring_room(Ring *ring, uint64_t wanted)
 {
     if (ring->overwrite)
         return UINT64_MAX;
-    struct mm_control *shared = ring->shared;
+    struct mm_control *shared = ring->places.shared;
     uint64_t written = next_index(ring);
     mm_intend(shared, written + wanted);
     uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_relaxed);
     if (arrivals != ring->arrivals || written + wanted > ring->limit) {
         uint64_t slowest = mm_slowest(shared);
         ring->arrivals = arrivals;
-        ring->limit = slowest > UINT64_MAX - ring->capacity ? UINT64_MAX : slowest + ring->capacity;
+        ring->limit = slowest > UINT64_MAX - ring->places.capacity ? UINT64_MAX : slowest + ring->places.capacity;
     }
     return ring->limit > written ? ring->limit - written : 0;
 }
@@ -95,8 +61,8 @@ uint64_t ring_room(Ring *ring, uint64_t wanted)
 static void put(Ring *ring, const char *source, uint64_t count)
 {
     uint64_t written = next_index(ring);
-    uint64_t skipped = count > ring->capacity ? count - ring->capacity : 0;
-    mm_claim(ring->shared, written + count);
+    uint64_t skipped = count > ring->places.capacity ? count - ring->places.capacity : 0;
+    mm_claim(ring->places.shared, written + count);
     memcpy(ring->base + (written + skipped) * ring->item_nbytes % ring->nbytes,
            source + skipped * ring->item_nbytes, (count - skipped) * ring->item_nbytes);
     publish(ring, written + count);
@@ -110,10 +76,10 @@ static bool wait_for_room(PyObject *self, Ring *ring, uint64_t count, bool partl
         *deadline = PyObject_CallMethod(self, "_deadline", "O", timeout);
     if (*deadline == NULL)
         return false;
-    ring->busy = true;
+    ring->places.busy = true;
     PyObject *waited = PyObject_CallMethod(self, "_wait_for_room", "KiO", (unsigned long long)count, partly,
                                            *deadline);
-    ring->busy = false;
+    ring->places.busy = false;
     Py_XDECREF(waited);
     return waited != NULL;
 }
@@ -125,7 +91,7 @@ static PyObject *put_all(PyObject *self, Ring *ring, const char *source, uint64_
     PyObject *deadline = NULL;
     bool starving = false;
     while (count != 0) {
-        uint64_t most = ring->overwrite || count < ring->capacity ? count : ring->capacity;
+        uint64_t most = ring->overwrite || count < ring->places.capacity ? count : ring->places.capacity;
         uint64_t room = ring_room(ring, most);
         if (room < most && (room == 0 || !starving)) {
             if (!wait_for_room(self, ring, most, true, &deadline, timeout != NULL ? timeout : Py_None))
@@ -228,9 +194,9 @@ PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, 
     Ring *ring = writer_open(self);
     if (ring == NULL)
         return NULL;
-    if (count < 1 || (uint64_t)count > ring->capacity)
+    if (count < 1 || (uint64_t)count > ring->places.capacity)
         return PyErr_Format(PyExc_ValueError, "reserve 1 to %llu items, not %lld",
-                            (unsigned long long)ring->capacity, (long long)count);
+                            (unsigned long long)ring->places.capacity, (long long)count);
     PyObject *deadline = NULL, *zero = PyLong_FromLong(0);
     bool failed = zero == NULL;
     while (!failed && ring_room(ring, (uint64_t)count) < (uint64_t)count)
@@ -243,7 +209,7 @@ PyObject *ring_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given, 
     uint64_t written = next_index(ring);
     PyObject *array = ring_array(ring, written, (uint64_t)count, true);
     if (array != NULL) {
-        mm_claim(ring->shared, written + (uint64_t)count);
+        mm_claim(ring->places.shared, written + (uint64_t)count);
         ring->reserved = (uint64_t)count;
     }
     return array;
@@ -254,7 +220,7 @@ PyObject *ring_commit(PyObject *self, PyObject *const *args, Py_ssize_t given)
     Ring *ring = ring_open(self);
     if (ring == NULL)
         return NULL;
-    if (ring->holder != this_process || ring->reserved == 0) {
+    if (ring->places.holder != this_process || ring->reserved == 0) {
         PyErr_SetString(PyExc_ValueError, "nothing is reserved: call reserve() first");
         return NULL;
     }

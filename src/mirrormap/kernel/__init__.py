@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, NoReturn
 from mirrormap import _core
 from mirrormap._core import (
     Exporter,
+    Places,
     Region,
     RingBase,
     Span,
@@ -36,7 +37,7 @@ from mirrormap.kernel.inquiries import (
 )
 
 __all__ = [
-    "PAGE_NBYTES", "Exporter", "FileInfo", "Region", "RingBase", "Span", "VmaInfo", "VmaTuple",
+    "PAGE_NBYTES", "Exporter", "FileInfo", "Places", "Region", "RingBase", "Span", "VmaInfo", "VmaTuple",
     "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
     "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
     "allocator_trim",

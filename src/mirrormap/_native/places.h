@@ -1,0 +1,33 @@
+/* Places: base of everything that works on the words in cursors.h, Ring and both ends of a Channel. */
+#ifndef MIRRORMAP_PLACES_H
+#define MIRRORMAP_PLACES_H
+
+#include "core.h"
+#include "cursors.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *control;             /* a Region; NULL until attached and once closed */
+    struct mm_control *shared;     /* inside `control` */
+    uint64_t capacity;             /* how far the writer may be ahead: items, or bytes */
+    const char *noun;              /* what the user calls it */
+    bool busy;                     /* waits with the interpreter's lock released */
+    long holder;                   /* the process in which we hold the writer's place; 0: none */
+} Places;
+
+/* The pid of this process, known without a system call. */
+extern long this_process;
+
+Places *places_open(PyObject *self);   /* NULL: closed, exception set */
+/* Sleep on a flag for some milliseconds, unless its word is no longer what mm_want() returned. -1: a
+ * signal handler raised. */
+int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds);
+/* The two arguments of calls that may wait: one, and timeout=. False: an exception is set. */
+bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
+                PyObject **first, PyObject **timeout);
+
+int places_setup(void);                /* 0, or -1 with an exception */
+extern PyTypeObject *places_type;
+extern PyType_Spec places_spec;
+
+#endif
