@@ -12,6 +12,7 @@ PUBLIC = [
     "BusyError", "MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "Capabilities",
     "ClosedError", "CorruptError", "Growable", "Handle", "handle", "stitch", "Allocator", "numpy_allocator", "Snapshot", "snapshot", "MapError", "Mapping", "MirrorError", "NotMirrorableError", "Overrun", "Pages",
     "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
+    "Channel", "Message", "Peer", "Receiver", "Reservation", "Sender", "SenderGone",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
     "Footprint", "MirrorGroup", "MirrorView", "Mirrors", "NotPermittedError", "ProcessGone", "Vma", "mappings", "mirrors",
 ]  # fmt: skip

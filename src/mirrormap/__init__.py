@@ -4,6 +4,7 @@ from mirrormap.aliasing import copyto, is_mirror, shares_memory
 from mirrormap.allocator import Allocator, numpy_allocator
 from mirrormap.arrays import empty, full, share, zeros
 from mirrormap.capabilities import Capabilities, probe
+from mirrormap.channel import Channel
 from mirrormap.errors import (
     BusyError,
     ClosedError,
@@ -14,19 +15,24 @@ from mirrormap.errors import (
     NotPermittedError,
     Overrun,
     ProcessGone,
+    SenderGone,
     WriterGone,
 )
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
+from mirrormap.kernel import Message, Reservation
 from mirrormap.mapping import Mapping
+from mirrormap.members import Peer
 from mirrormap.mirror import mirror
 from mirrormap.pages import Pages
 from mirrormap.reader import Reader
+from mirrormap.receiver import Receiver
 from mirrormap.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MIRROR, mremap
 from mirrormap.ring import Ring
 from mirrormap.snapshot import Snapshot, snapshot
 from mirrormap.stitch import stitch
+from mirrormap.sender import Sender
 
 __all__ = [
     "MREMAP_DONTUNMAP",
@@ -36,6 +42,7 @@ __all__ = [
     "Allocator",
     "BusyError",
     "Capabilities",
+    "Channel",
     "ClosedError",
     "CorruptError",
     "Footprint",
@@ -43,6 +50,7 @@ __all__ = [
     "Handle",
     "MapError",
     "Mapping",
+    "Message",
     "MirrorError",
     "MirrorGroup",
     "MirrorView",
@@ -52,10 +60,15 @@ __all__ = [
     "Overrun",
     "Pages",
     "ProcessGone",
+    "Peer",
     "Reader",
+    "Receiver",
+    "Reservation",
     "Ring",
     "Vma",
     "Snapshot",
+    "Sender",
+    "SenderGone",
     "WriterGone",
     "copyto",
     "empty",

@@ -144,11 +144,10 @@ def understood(text: bytes, where: str) -> tuple[np.dtype[Any], tuple[int, ...]]
         descr, shape = ast.literal_eval(text.decode())
         dtype = np.lib.format.descr_to_dtype(descr)
         dims = tuple(map(int, shape))
-        sound = not dtype.hasobject and all(items >= 0 for items in dims)
+        if dtype.hasobject or any(items < 0 for items in dims):
+            raise ValueError
     except (ValueError, TypeError, SyntaxError, KeyError, IndexError, MemoryError, RecursionError):
-        sound = False
-    if not sound:
-        raise CorruptError(f"{where} is damaged: it names no dtype")
+        raise CorruptError(f"{where} is damaged: it names no dtype") from None
     return dtype, dims
 
 
@@ -182,16 +181,16 @@ class Header(NamedTuple):
         noun = sort.noun
         if len(head) < _HEAD.size:
             raise CorruptError(f"this is no {noun}: it is shorter than a header")
-        magic, version, checksum, *numbers, count = _HEAD.unpack_from(head)
+        magic, version, checksum, offset, nbytes, unit_nbytes, flags, count = _HEAD.unpack_from(head)
         if magic != sort.magic:
             raise CorruptError(f"this is no {noun}, or not one yet: it does not begin with a {noun}'s mark")
         if version != sort.version:
             raise CorruptError(f"a {noun} of version {version}; this package knows version {sort.version}")
         text = head[_HEAD.size : _HEAD.size + count]
-        sizes = *numbers, count
+        sizes = offset, nbytes, unit_nbytes, flags, count
         if len(text) != count or zlib.crc32(_HEAD.pack(b"", version, 0, *sizes) + text) != checksum:
             raise CorruptError(f"the {noun}'s header is damaged: its checksum is wrong")
-        found = cls(*numbers, text)
+        found = cls(offset, nbytes, unit_nbytes, flags, text)
         if not (
             found.offset >= control_nbytes
             and not found.offset % page_nbytes

@@ -14,6 +14,7 @@ __all__ = [
     "NotPermittedError",
     "Overrun",
     "ProcessGone",
+    "SenderGone",
     "WriterGone",
 ]
 
@@ -68,14 +69,14 @@ class BusyError(MirrorError):
 
 
 class Overrun(MirrorError):  # noqa: N818
-    """The writer was faster: items were overwritten before, or while, they were looked at.
+    """The writer was faster: items or messages were overwritten before, or while, they were looked at.
 
     Attributes:
-        missed: how many items. The reader, if it was one, stands at the oldest intact item now.
+        missed: how many. The reader or receiver, if it was one, stands at the oldest intact one now.
     """
 
     def __init__(self, missed: int) -> None:
-        super().__init__(f"{missed:,} items were overwritten before they were read")
+        super().__init__(f"{missed:,} were overwritten before they were read")
         self.missed = missed
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -92,6 +93,10 @@ class ProcessGone(MirrorError, ProcessLookupError):  # noqa: N818
 
 class NotPermittedError(MirrorError, PermissionError):
     """The kernel shows this process's memory to its owner and to root only."""
+
+
+class SenderGone(MirrorError):  # noqa: N818
+    """No more messages will come: every one committed was read, and the sender closed or died."""
 
 
 class CorruptError(MirrorError):

@@ -81,11 +81,23 @@ int mm_arrive(struct mm_control *shared, uint64_t owner, uint64_t capacity, uint
     return -1;
 }
 
+void mm_vacate(struct mm_slot *slot)
+{
+    atomic_store_explicit(&slot->held, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->held_end, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->sequence, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->missed, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->address, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->group, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->rings, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->owner, 0, memory_order_release);
+}
+
 bool mm_advance(struct mm_control *shared, int index, uint64_t position)
 {
     struct mm_slot *slot = &shared->slots[index];
     if (position == UINT64_MAX)
-        atomic_store_explicit(&slot->owner, 0, memory_order_release);
+        mm_vacate(slot);
     else
         /* release: what was read has been read */
         atomic_store_explicit(&slot->position, position, memory_order_release);

@@ -26,11 +26,18 @@
 
 enum { MM_LINE = 64, MM_SLOTS = 184, MM_CONTROL = 16384, MM_GEOMETRY = MM_CONTROL / 4 };
 
-/* A reader that the writer has to wait for. */
+/* A reader that the writer has to wait for. What follows `position` is a channel's, and nothing in a ring. */
 struct mm_slot {
     _Alignas(MM_LINE) _Atomic uint64_t owner; /* who holds it: process and start time; 0: free */
-    _Atomic uint64_t position;                /* the first item it still needs */
+    _Atomic uint64_t position;                /* the first item it still needs; UINT64_MAX: none */
+    _Atomic uint64_t held, held_end;          /* a group's worker: what it has taken, see groups.c */
+    _Atomic uint64_t sequence;                /* of its next message, for those who ask for its lag */
+    _Atomic uint64_t missed;                  /* messages it never saw */
+    _Atomic uint64_t address;                 /* of the socket it waits at; 0: none */
+    _Atomic uint32_t group;                   /* 1 + the group's index; 0: none */
+    _Atomic uint32_t rings;                   /* 1: send a byte to `address` */
 };
+_Static_assert(sizeof(struct mm_slot) == MM_LINE, "a slot is a cache line");
 
 struct mm_control {
     unsigned char geometry[MM_GEOMETRY];      /* written once, before anybody else can look */
@@ -45,6 +52,16 @@ struct mm_control {
     struct mm_slot slots[MM_SLOTS];
 };
 _Static_assert(sizeof(struct mm_control) <= MM_CONTROL, "the control pages hold the cursors");
+
+/* Between two looks at a word that another processor is about to change. */
+static inline void mm_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
 
 /* --- the writer ------------------------------------------------------------------------- */
 
@@ -65,6 +82,9 @@ uint64_t mm_oldest(struct mm_control *shared, uint64_t capacity);
 int mm_arrive(struct mm_control *shared, uint64_t owner, uint64_t capacity, uint64_t *position);
 /* Move on, or leave with position UINT64_MAX. True: the writer waits, wake room_wanted. */
 bool mm_advance(struct mm_control *shared, int slot, uint64_t position);
+
+/* Forget what a slot held and free it; the owner's word is ours. */
+void mm_vacate(struct mm_slot *slot);
 
 /* --- both ------------------------------------------------------------------------------- */
 

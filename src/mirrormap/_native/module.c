@@ -1,4 +1,5 @@
 /* The extension: a table of calls and the types. */
+#include "channel.h"
 #include "ring.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **keep)
@@ -26,6 +27,12 @@ static int exec_core(PyObject *module)
         || add_type(module, "Exporter", &exporter_spec, NULL, NULL) < 0
         || add_type(module, "Places", &places_spec, NULL, &places_type) < 0
         || add_type(module, "RingBase", &ring_spec, places_type, NULL) < 0 || places_setup() < 0 || ring_setup() < 0)
+        return -1;
+    if (add_type(module, "End", &end_spec, places_type, &end_type) < 0
+        || add_type(module, "SenderBase", &sender_spec, end_type, NULL) < 0
+        || add_type(module, "ReceiverBase", &receiver_spec, end_type, NULL) < 0
+        || add_type(module, "Message", &message_spec, NULL, &message_type) < 0
+        || add_type(module, "Reservation", &reservation_spec, NULL, &reservation_type) < 0)
         return -1;
     return 0;
 }

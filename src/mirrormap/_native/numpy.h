@@ -2,6 +2,8 @@
 #ifndef MIRRORMAP_NUMPY_H
 #define MIRRORMAP_NUMPY_H
 
+#include <stdio.h>
+
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define NPY_TARGET_VERSION NPY_2_0_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL mirrormap_numpy_api

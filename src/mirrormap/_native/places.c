@@ -65,6 +65,18 @@ bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObj
     return *timeout == NULL || *timeout == Py_None || is_timeout(*timeout);
 }
 
+bool is_timeout(PyObject *timeout)
+{
+    if (timeout == NULL || timeout == Py_None)
+        return true;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds >= 0)
+        return true;
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "timeout %R must be None or >= 0 seconds", timeout);
+    return false;
+}
+
 /* _seize_writer(expected, owner) -> was the writer's place `expected`, and is it `owner` now? */
 static PyObject *places_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {

@@ -26,6 +26,9 @@ int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds);
 bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
                 PyObject **first, PyObject **timeout);
 
+/* A timeout is None or seconds >= 0. False: an exception is set. */
+bool is_timeout(PyObject *timeout);
+
 int places_setup(void);                /* 0, or -1 with an exception */
 extern PyTypeObject *places_type;
 extern PyType_Spec places_spec;

@@ -93,6 +93,8 @@ int mm_sys_scan(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t r
 int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds);
 void mm_sys_wake(_Atomic uint32_t *word);                /* everybody */
 
+int64_t mm_sys_now(void);                                /* CLOCK_MONOTONIC, nanoseconds */
+
 #ifdef MIRRORMAP_FAULTS
 /* Make the nth next call named `call` ("mmap", "*" for any) answer `error`, and
  * after that the next one named `then`, unless that is "". */

@@ -14,10 +14,15 @@ from typing import Final, NamedTuple, NoReturn
 
 from mirrormap import _core
 from mirrormap._core import (
+    End,
     Exporter,
+    Message,
     Places,
+    ReceiverBase,
     Region,
+    Reservation,
     RingBase,
+    SenderBase,
     Span,
     allocator_limit,
     allocator_new,
@@ -37,7 +42,8 @@ from mirrormap.kernel.inquiries import (
 )
 
 __all__ = [
-    "PAGE_NBYTES", "Exporter", "FileInfo", "Places", "Region", "RingBase", "Span", "VmaInfo", "VmaTuple",
+    "PAGE_NBYTES", "End", "Exporter", "FileInfo", "Message", "Places", "ReceiverBase", "Region", "Reservation",
+    "RingBase", "SenderBase", "Span", "VmaInfo", "VmaTuple",
     "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
     "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
     "allocator_trim",

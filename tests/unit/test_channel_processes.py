@@ -1,0 +1,587 @@
+"""Channel between processes: handed over, by path, descriptor and socket; death at any instant; hostile memory."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import signal
+import socket
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mirrormap as mm
+from support import succeeds
+
+pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
+
+FORK = multiprocessing.get_context("fork")
+METHODS = ["fork", "spawn", "forkserver"]
+POOL = random.Random(0).randbytes(1 << 18)
+
+
+def body(number: int, longest: int = 3000) -> bytes:
+    """Message `number`: its number, a checksum, and some bytes."""
+    rng = random.Random(number)
+    start = rng.randrange(1 << 16)
+    rest = POOL[start : start + rng.randrange(longest)]
+    return struct.pack("<QI", number, zlib.crc32(rest, number & 0xFFFFFFFF)) + rest
+
+
+def number_of(message: mm.Message) -> int:
+    """The number of a message that is whole; a torn one fails."""
+    data = bytes(message)
+    if not message.intact:
+        return -1  # overwritten while we looked, and said so
+    number, checksum = struct.unpack_from("<QI", data)
+    assert zlib.crc32(data[12:], number & 0xFFFFFFFF) == checksum, f"message {message.sequence} is torn"
+    return int(number)
+
+
+_children: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    """A stopped child of a test that failed would hold up the end of this process."""
+    yield
+    while _children:
+        with contextlib.suppress(ValueError):
+            _children.pop().kill()
+
+
+def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    _children.append(process)
+    return process
+
+
+def killed(process: Any) -> None:
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
+
+
+def ended(process: Any) -> None:
+    process.join(60)
+    assert process.exitcode == 0
+    process.close()
+
+
+def produce(channel: mm.Channel, first: int, count: int) -> None:
+    with channel.sender() as sender:
+        for number in range(first, first + count):
+            sender.send(body(number), timeout=60)
+
+
+def produce_for_ever(channel: mm.Channel, longest: int = 3000) -> None:
+    """Messages that say their own number, in all the ways there are."""
+    with channel.sender() as sender:
+        while True:
+            number = sender.sequence
+            data = body(number, longest)
+            if number % 3 == 0:
+                with sender.reserve(len(data) + 50, timeout=60) as room:
+                    view = memoryview(room)
+                    view[: len(data)] = data
+                    view.release()
+                    room.commit(len(data))
+            elif number % 3 == 1:
+                sender.send_many((body(number + i, longest) for i in range(20)), timeout=60)
+            else:
+                sender.send(data, timeout=60)
+
+
+def consume_for_ever(channel: mm.Channel, group: str | None = None) -> None:
+    with channel.receiver("oldest", group=group) as receiver:
+        while True:
+            with contextlib.suppress(mm.Overrun, mm.SenderGone):
+                for message in receiver:
+                    number_of(message)
+
+
+# --- the same channel ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_child_sends_what_the_parent_receives(method: str) -> None:
+    with mm.Channel("256KiB") as channel, channel.receiver() as receiver:
+        child = started(produce, channel, 0, 3000, context=multiprocessing.get_context(method))
+        for number in range(3000):
+            with receiver.receive(60) as message:
+                assert number_of(message) == number
+        with pytest.raises(mm.SenderGone):
+            receiver.receive(60)
+        ended(child)
+
+
+def drain(channel: mm.Channel, connection: Any) -> None:
+    with channel.receiver("oldest") as receiver:
+        connection.send(sum(number_of(receiver.receive(60)) for _ in range(100)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_children_receive_what_the_parent_sends(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    with mm.Channel("1MiB") as channel:
+        ends = [context.Pipe() for _ in range(3)]
+        children = [started(drain, channel, end, context=context) for _, end in ends]
+        produce(channel, 0, 100)
+        for (ours, theirs), child in zip(ends, children, strict=True):
+            assert ours.recv() == sum(range(100))
+            ended(child)
+            ours.close()
+            theirs.close()
+
+
+def test_pickled_by_descriptor_and_by_socket() -> None:
+    with mm.Channel("64KiB", max_inflight=7, spin_us=3) as channel, channel.sender() as sender:
+        sender.send(np.arange(3))
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with ours, theirs:
+            channel.share(ours)
+            with mm.Channel.from_socket(theirs, spin_us=0) as third:
+                with (
+                    pickle.loads(pickle.dumps(channel)) as other,
+                    mm.Channel.from_fd(channel.fileno()) as fourth,
+                ):
+                    for one in (third, other, fourth):
+                        assert (one.capacity, one.max_inflight, one.overwrite) == (1 << 16, 7, False)
+                        assert not os.get_inheritable(one.fileno())
+                        with one.receiver("oldest") as receiver:
+                            assert receiver.receive(0).array.tolist() == [0, 1, 2]
+                        with pytest.raises(mm.BusyError):
+                            one.sender()
+                    assert other._spin_ns == 3000
+            ours.send(b"nonsense")
+            with pytest.raises(EOFError):
+                mm.Channel.from_socket(theirs)
+            with open("/dev/null") as stranger:
+                socket.send_fds(ours, [b"mirrchan"], [stranger.fileno()])
+            with pytest.raises(ValueError, match="regular files"):
+                mm.Channel.from_socket(theirs)
+            ours.close()
+            with pytest.raises(EOFError):
+                mm.Channel.from_socket(theirs)
+        with channel.receiver() as receiver:
+            for one in (sender, receiver):
+                with pytest.raises(TypeError, match="send the Channel"):
+                    pickle.dumps(one)
+        with pytest.raises(mm.CorruptError, match="sealed"):
+            fd = os.memfd_create("stranger")
+            try:
+                os.write(fd, bytes(100_000))
+                mm.Channel.from_fd(fd)
+            finally:
+                os.close(fd)
+
+
+def test_by_path_with_mode_0600(tmp_path: Path) -> None:
+    path = tmp_path / "channel"
+    with mm.Channel("64KiB", path=path) as channel, channel.sender() as sender:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        sender.send_many(body(number) for number in range(10))
+        with pytest.raises(FileExistsError):
+            mm.Channel("64KiB", path=path)
+        with mm.Channel.open(path) as other, other.receiver(3) as receiver:
+            assert number_of(receiver.receive(0)) == 3
+    with mm.Channel.open(path) as again, again.receiver("oldest") as receiver, again.sender() as sender:
+        assert again.sequence == 10
+        sender.send(body(10))
+        assert [number_of(m) for m in receiver.receive_many(99)] == list(range(11))
+    with pytest.raises(FileNotFoundError):
+        mm.Channel.open(tmp_path / "missing")
+    with mm.Ring(10, path=tmp_path / "ring"):
+        with pytest.raises(mm.CorruptError, match="no channel"):
+            mm.Channel.open(tmp_path / "ring")
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+        with pytest.raises(PermissionError, match="belongs to user 12345"):
+            mm.Channel.open(path)
+    assert not [name for name in os.listdir("/dev/shm") if "mirrormap" in name]
+
+
+# --- fork ------------------------------------------------------------------------------------------
+
+
+def forked(act: Any) -> int:
+    """Exit status of a child that runs `act`."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_forked_child_does_not_hold_its_parent_s_places() -> None:
+    with mm.Channel("16KiB") as channel, channel.sender() as sender, channel.receiver() as receiver:
+        sender.send(body(0))
+        held = receiver.receive()
+
+        def child() -> None:
+            for use in (lambda: sender.send(b""), lambda: sender.reserve(1), channel.sender):
+                with pytest.raises(mm.BusyError):
+                    use()
+            for use in (receiver.receive, lambda: next(receiver)):
+                with pytest.raises(mm.ClosedError, match="parent"):
+                    use()
+            assert number_of(held) == 0
+            held.release()
+            receiver.close()
+            sender.close()
+            with channel.receiver("oldest") as own:
+                assert number_of(own.receive()) == 0
+            channel.close()
+
+        assert forked(child) == 0
+        with pytest.raises(TimeoutError):  # still pinned
+            for _ in range(100):
+                sender.send(bytes(1000), timeout=0)
+        held.release()
+        sender.send(bytes(1000), timeout=0)
+
+
+# --- death -------------------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_a_dead_receiver() -> None:
+    with mm.Channel("16KiB") as channel, channel.sender() as sender:
+        for hold in (False, True):
+            child = started(consume_for_ever, channel)
+            while len(channel.peers()) < 2:
+                time.sleep(0.001)
+            if hold:
+                os.kill(child.pid, signal.SIGSTOP)
+                with pytest.raises(TimeoutError):
+                    for number in range(10_000):
+                        sender.send(body(number), timeout=0.05)
+            killed(child)
+            for number in range(100):
+                sender.send(body(number), timeout=10)
+        assert len(channel.peers()) <= 2
+
+
+def test_a_zombie_is_dead() -> None:
+    with mm.Channel("64KiB") as channel:
+        child = started(produce, channel, 0, 10)
+        limit = time.monotonic() + 30
+        while "Z" not in Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2]:
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        with channel.sender() as sender:
+            assert sender.sequence == 10
+        child.join()
+        child.close()
+
+
+def hold_half(channel: mm.Channel) -> None:
+    sender = channel.sender()
+    sender.send(body(0))
+    room = sender.reserve(1000)
+    room.array[:500] = 1
+    time.sleep(1000)
+
+
+def test_a_message_being_written_by_a_dead_sender_is_never_seen() -> None:
+    with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
+        child = started(hold_half, channel)
+        assert number_of(receiver.receive(30)) == 0
+        time.sleep(0.05)
+        killed(child)
+        with pytest.raises(mm.SenderGone):
+            receiver.receive(30)
+        with channel.sender() as sender:
+            assert sender.sequence == 1
+            sender.send(body(1))
+            assert number_of(receiver.receive(0)) == 1
+
+
+@pytest.mark.parametrize("inflight", [None, 2])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_kills_of_all_sides_lose_and_tear_nothing(overwrite: bool, inflight: int | None, soak: bool) -> None:
+    """Random kill -9 of sender, busy receiver and idle receiver, a replacement each time; a soak has 2,000."""
+    rng = random.Random(overwrite)
+    with (
+        mm.Channel("64KiB", overwrite=overwrite, max_inflight=inflight) as channel,
+        channel.receiver() as receiver,
+    ):
+        seen = missed = 0
+        for _ in range(170 if soak else 9):
+            others = [started(consume_for_ever, channel), started(consume_for_ever, channel)]
+            if rng.random() < 0.5:
+                os.kill(others[0].pid, signal.SIGSTOP)  # idle: waits, or holds the channel up
+            sender = started(produce_for_ever, channel)
+            until = time.monotonic() + rng.uniform(0.01, 0.06)
+            alive = True
+            while True:
+                if alive and time.monotonic() > until:
+                    for process in rng.sample([sender, *others], 3):
+                        killed(process)
+                    alive = False
+                try:
+                    with receiver.receive(0.02 if alive else 30) as message:
+                        assert message.sequence == seen + missed
+                        data = bytes(message)
+                        if message.intact:
+                            assert data == body(message.sequence)
+                    seen += 1
+                except mm.Overrun as overrun:
+                    assert overwrite
+                    # one that was torn under our hands is told when it is released
+                    missed += overrun.missed
+                except TimeoutError:
+                    assert alive
+                except mm.SenderGone:
+                    if alive:
+                        continue  # the one before is gone, the new one has not begun
+                    break
+            assert receiver.sequence == channel.sequence
+        assert seen + missed == channel.sequence
+        assert seen
+        assert overwrite or not missed
+
+
+def work(channel: mm.Channel, connection: Any, seed: int) -> None:
+    """A worker that says what it finished, after it did."""
+    rng = random.Random(seed)
+    with channel.receiver("oldest", group="work") as receiver:
+        while True:
+            with contextlib.suppress(mm.SenderGone):
+                if rng.random() < 0.3:
+                    for message in receiver.receive_many(rng.randrange(1, 10), timeout=60):
+                        number = number_of(message)
+                        message.release()
+                        connection.send(number)
+                else:
+                    with receiver.receive(60) as message:
+                        number = number_of(message)
+                    connection.send(number)
+
+
+def test_a_dead_worker_s_messages_go_to_another(soak: bool) -> None:
+    """Workers are killed at any instant while one lives; every message is finished, and only what a worker had in
+    its hands when it died may be finished twice or go unreported."""
+    rng = random.Random(9)
+    kills = 500 if soak else 25
+    done: dict[int, int] = {}
+    with mm.Channel("64KiB") as channel:
+        first = channel.receiver("oldest", group="work")
+        sender = started(produce_for_ever, channel, 300)
+        number = 0
+        workers: list[tuple[Any, Any]] = []
+
+        def hire() -> None:
+            nonlocal number
+            ours, theirs = FORK.Pipe()
+            workers.append((started(work, channel, theirs, number), ours))
+            theirs.close()
+            number += 1
+
+        def collect(connection: Any) -> None:
+            with contextlib.suppress(EOFError, OSError):
+                while connection.poll():
+                    got = connection.recv()
+                    done[got] = done.get(got, 0) + 1
+
+        lost_at_most = 0
+        for _ in range(3):
+            hire()
+        for _ in range(kills):
+            until = time.monotonic() + rng.uniform(0.005, 0.04)
+            while time.monotonic() < until:
+                for _, connection in workers:
+                    collect(connection)
+            process, connection = workers.pop(rng.randrange(len(workers)))
+            killed(process)
+            collect(connection)
+            connection.close()
+            lost_at_most += 1
+            hire()
+        killed(sender)
+        deadline = time.monotonic() + 30
+        last = channel.sequence
+        # the workers finish what is left, and ours takes what the last of the dead had
+        while time.monotonic() < deadline:
+            for _, connection in workers:
+                collect(connection)
+            with contextlib.suppress(TimeoutError, mm.SenderGone):
+                with first.receive(0) as message:
+                    got = number_of(message)
+                done[got] = done.get(got, 0) + 1
+                continue
+            if len(done) >= last - lost_at_most and first.available == 0:
+                time.sleep(0.3)
+                for _, connection in workers:
+                    collect(connection)
+                break
+        for process, connection in workers:
+            killed(process)
+            connection.close()
+        first.close()
+    unreported = set(range(last)) - set(done)
+    assert len(unreported) <= lost_at_most, sorted(unreported)[
+        :10
+    ]  # released, and killed before it could say so
+    assert not set(done) - set(range(last))
+    twice = [number for number, count in done.items() if count > 1]
+    assert len(twice) <= lost_at_most
+    print(
+        f"{kills} kills, {last:,} messages, {len(unreported)} finished unreported, {len(twice)} finished twice"
+    )
+
+
+def test_what_was_sent_survives_kill_9_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "channel"
+    with mm.Channel("1MiB", path=path) as channel:
+        sender = started(produce_for_ever, channel)
+        while channel.sequence < 3000:
+            time.sleep(0.001)
+        killed(sender)
+    with mm.Channel.open(path) as again, again.receiver("oldest") as receiver:
+        first = receiver.sequence
+        for number in range(first, again.sequence):
+            assert receiver.receive(0).sequence == number
+        assert again.sequence - first > 100
+
+
+# --- every message -----------------------------------------------------------------------------------
+
+
+def stream(channel: mm.Channel, total: int, longest: int) -> None:
+    rng = random.Random(total)
+    with channel.sender() as sender:
+        for number in range(total):
+            start = rng.randrange(1 << 16)
+            rest = POOL[
+                start : start + (rng.randrange(longest) if rng.random() < 0.01 else rng.randrange(300))
+            ]
+            sender.send(struct.pack("<QI", number, zlib.crc32(rest, number)) + rest, timeout=60)
+            if channel.overwrite and rng.random() < 0.01:
+                time.sleep(1e-4)  # lets the receiver keep up now and then
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_every_message_between_two_processes_is_seen_or_counted(overwrite: bool, soak: bool) -> None:
+    """Random lengths up to half the capacity, checksums; a million of them in a soak."""
+    total = 1_000_000 if soak else 100_000
+    seen = missed = torn = 0
+    with mm.Channel("256KiB", overwrite=overwrite) as channel, channel.receiver() as receiver:
+        child = started(stream, channel, total, 1 << 17)
+        while seen + missed < total:
+            try:
+                with receiver.receive(60) as message:
+                    data = bytes(message)
+                    if message.intact:
+                        number, checksum = struct.unpack_from("<QI", data)
+                        assert number == message.sequence == seen + missed
+                        assert zlib.crc32(data[12:], number) == checksum
+                seen += 1
+            except mm.Overrun as overrun:
+                assert overwrite
+                missed += overrun.missed
+        with pytest.raises(mm.SenderGone):
+            receiver.receive(60)
+        ended(child)
+    assert seen + missed == total
+    print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed, {torn} torn")
+
+
+def test_64_receivers_in_processes() -> None:
+    with mm.Channel("1MiB") as channel, FORK.Pool(8, drain_numbers_init, (channel,)) as pool:
+        results = [pool.apply_async(drain_numbers) for _ in range(8)]
+        while len(channel.peers()) < 64:
+            time.sleep(0.01)
+        produce(channel, 0, 200)
+        assert [result.get(60) for result in results] == [[sum(range(200))] * 8] * 8
+
+
+_inherited: mm.Channel | None = None
+
+
+def drain_numbers_init(channel: mm.Channel) -> None:
+    global _inherited
+    _inherited = channel
+
+
+def drain_numbers() -> list[int]:
+    assert _inherited is not None
+    receivers = [_inherited.receiver() for _ in range(8)]
+    sums = [0] * 8
+    for _ in range(200):
+        for index, receiver in enumerate(receivers):
+            with receiver.receive(60) as message:
+                sums[index] += number_of(message)
+    for receiver in receivers:
+        receiver.close()
+    return sums
+
+
+# --- waiting ---------------------------------------------------------------------------------------
+
+
+def test_a_waiting_receiver_burns_no_processor() -> None:
+    with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        with pytest.raises(TimeoutError):
+            receiver.receive(2)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 0.01
+
+
+def test_signals_interrupt_a_wait() -> None:
+    class AlarmError(Exception):
+        pass
+
+    def ring_the_bell(*_: object) -> None:
+        raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, ring_the_bell)
+    try:
+        with (
+            mm.Channel("16KiB", max_inflight=1) as channel,
+            channel.sender() as sender,
+            channel.receiver() as receiver,
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(AlarmError):
+                receiver.receive()
+            sender.send(b"1")
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(AlarmError):
+                sender.send(b"2")
+            receiver.receive().release()
+            sender.send(b"3", timeout=0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_ends_a_wait() -> None:
+    output = succeeds(
+        """
+import mirrormap as mm, os, signal, threading, time
+with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        receiver.receive()
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    )
+    assert output == "interrupted\n"
