@@ -30,9 +30,9 @@ from mirrormap.reader import Reader
 from mirrormap.receiver import Receiver
 from mirrormap.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MREMAP_MIRROR, mremap
 from mirrormap.ring import Ring
+from mirrormap.sender import Sender
 from mirrormap.snapshot import Snapshot, snapshot
 from mirrormap.stitch import stitch
-from mirrormap.sender import Sender
 
 __all__ = [
     "MREMAP_DONTUNMAP",

@@ -35,6 +35,7 @@ __all__ = [
     "hugetlb_nbytes",
     "ipc_namespace",
     "ksm_works",
+    "network_namespace",
     "merged_frames",
     "named",
     "parse_fields",
@@ -359,3 +360,11 @@ def ipc_namespace(pid: int) -> int:
 def device_of_nodes() -> int:
     """The device of /dev, whose nodes show whatever their driver likes."""
     return os.stat("/dev").st_dev
+
+
+def network_namespace() -> int:
+    """Which network this process is in, abstract sockets among it; 0 where /proc does not say."""
+    try:
+        return os.stat("/proc/self/ns/net").st_ino
+    except OSError:
+        return 0

@@ -31,7 +31,6 @@ __all__ = [
     "huge_sizes",
     "map_count",
     "max_map_count",
-    "network_namespace",
     "parse_smaps",
     "pmd_nbytes",
     "present_nbytes",
@@ -312,14 +311,6 @@ def descriptor_name(fd: int) -> str:
 def reopened(fd: int, flags: int) -> int:
     """A new descriptor of the same object, opened with other rights. Raises: OSError."""
     return kernel.open_file(f"/proc/self/fd/{fd}", flags)
-
-
-def network_namespace() -> int:
-    """Which network this process is in, abstract sockets among it; 0 where /proc does not say."""
-    try:
-        return os.stat("/proc/self/ns/net").st_ino
-    except OSError:
-        return 0
 
 
 def map_file(vma: VmaInfo, flags: int) -> int:

@@ -10,7 +10,7 @@ import os
 from types import TracebackType
 from typing import Literal, Self, SupportsIndex
 
-from mirrormap import members, procmaps
+from mirrormap import members, procfs
 from mirrormap.bell import Bell
 from mirrormap.cursors import SLICE_SECONDS, Deadline, is_alive, own_token, understood
 from mirrormap.errors import BusyError, CorruptError, Overrun, SenderGone
@@ -59,7 +59,7 @@ class Receiver(ReceiverBase):
     ) -> Self:
         receiver = cls.__new__(cls)
         receiver._grouped = group is not None
-        receiver._bell, receiver._here = None, procmaps.network_namespace()
+        receiver._bell, receiver._here = None, procfs.network_namespace()
         receiver._lossless, receiver._process = not overwrite, os.getpid()
         receiver._attach(False, control, data, nbytes, overwrite)
         slot = -1

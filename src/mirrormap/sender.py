@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
-from mirrormap import bell, members, procmaps
+from mirrormap import bell, members, procfs
 from mirrormap.cursors import Deadline, described, own_token, take_writer
 from mirrormap.errors import BusyError, CorruptError
 from mirrormap.kernel import Region, SenderBase
@@ -65,7 +65,7 @@ class Sender(SenderBase):
         if not sender._begin(inflight, spin_ns, capacity):
             sender._seize_writer(own_token(), 0)
             raise CorruptError("the channel's count of messages is damaged: nothing can follow it")
-        sender._network = procmaps.network_namespace()
+        sender._network = procfs.network_namespace()
         return sender
 
     @property

@@ -1,4 +1,5 @@
 /* The extension: a table of calls and the types. */
+#define _GNU_SOURCE
 #include "channel.h"
 #include "ring.h"
 

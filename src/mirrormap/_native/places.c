@@ -32,17 +32,6 @@ int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds)
     return error == EINTR ? PyErr_CheckSignals() : 0;
 }
 
-/* Asked for even where nobody will wait, so that a mistake shows at once. */
-static bool is_timeout(PyObject *timeout)
-{
-    double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return false;
-    if (!(seconds >= 0))
-        PyErr_Format(PyExc_ValueError, "timeout %R must be None or >= 0 seconds", timeout);
-    return seconds >= 0;
-}
-
 bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
                 PyObject **first, PyObject **timeout)
 {
@@ -62,7 +51,7 @@ bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObj
         }
         *timeout = args[given];
     }
-    return *timeout == NULL || *timeout == Py_None || is_timeout(*timeout);
+    return is_timeout(*timeout);
 }
 
 bool is_timeout(PyObject *timeout)

@@ -196,7 +196,7 @@ static PyObject *receiver_receive_many(PyObject *self, PyObject *const *args, Py
 {
     PyObject *number, *timeout, *message;
     int64_t limit;
-    if (!take_timed("receive_many", args, given, names, &number, &timeout) || !is_timeout(timeout)
+    if (!take_timed("receive_many", args, given, names, &number, &timeout)
         || !take_numbers(&number, 1, &limit, 1))
         return NULL;
     if (limit < 1)

@@ -92,7 +92,7 @@ static bool put_object(PyObject *self, Sender *sender, PyObject *data, PyObject 
 PyObject *sender_send(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
 {
     PyObject *data, *timeout;
-    if (!take_timed("send", args, given, names, &data, &timeout) || !is_timeout(timeout))
+    if (!take_timed("send", args, given, names, &data, &timeout))
         return NULL;
     Sender *sender = sender_open(self);
     if (sender == NULL || !put_object(self, sender, data, timeout))
@@ -104,7 +104,7 @@ PyObject *sender_send(PyObject *self, PyObject *const *args, Py_ssize_t given, P
 PyObject *sender_send_many(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
 {
     PyObject *items, *timeout;
-    if (!take_timed("send_many", args, given, names, &items, &timeout) || !is_timeout(timeout))
+    if (!take_timed("send_many", args, given, names, &items, &timeout))
         return NULL;
     PyObject *iterator = sender_open(self) != NULL ? PyObject_GetIter(items) : NULL;
     if (iterator == NULL)

@@ -42,7 +42,8 @@ from mirrormap.kernel.inquiries import (
 )
 
 __all__ = [
-    "PAGE_NBYTES", "End", "Exporter", "FileInfo", "Message", "Places", "ReceiverBase", "Region", "Reservation",
+    "PAGE_NBYTES", "End", "Exporter", "FileInfo", "Message", "Places", "ReceiverBase", "Region",
+    "Reservation",
     "RingBase", "SenderBase", "Span", "VmaInfo", "VmaTuple",
     "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
     "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
