@@ -117,6 +117,8 @@ class Receiver(ReceiverBase):
             return -1, position, sequence
         slot, got = place
         try:
+            if got > _FREE:
+                raise CorruptError("the channel's cursors are damaged: they do not fit together")
             if got > position:  # the sender was here meanwhile; from `got` on it waits for us
                 wanted = sequence
                 position, sequence = self._oldest_from(got)

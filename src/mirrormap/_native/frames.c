@@ -15,7 +15,7 @@ static void store(_Atomic uint64_t *word, uint64_t value)
 uint64_t mm_frame_nbytes(uint64_t about_nbytes, uint64_t nbytes)
 {
     uint64_t about = (about_nbytes + MM_LINE - 1) / MM_LINE * MM_LINE;
-    if (nbytes > (uint64_t)1 << 62 || about_nbytes > MM_ABOUT)
+    if (nbytes > MM_FAR || about_nbytes > MM_ABOUT)
         return UINT64_MAX;
     return MM_LINE + about + (nbytes + MM_LINE - 1) / MM_LINE * MM_LINE;
 }
@@ -83,7 +83,7 @@ bool mm_newest(const struct mm_stream *stream, struct mm_next *next)
                 continue; /* rewritten meanwhile */
             *next = found;
             return found.start % MM_LINE == 0 && found.last % MM_LINE == 0 && found.last <= found.start
-                   && found.start - found.last <= stream->nbytes && found.start < (uint64_t)1 << 62;
+                   && found.start - found.last <= stream->nbytes && found.start < MM_FAR && found.sequence < MM_FAR;
         }
     }
     return false;
@@ -108,7 +108,8 @@ bool mm_frame_at(const struct mm_stream *stream, uint64_t position, uint64_t upt
     memcpy(header, words, sizeof words);
     if (header->check != mixed(header, position) || header->frame_nbytes % MM_LINE != 0
         || header->frame_nbytes < MM_LINE || header->frame_nbytes > stream->nbytes
-        || header->frame_nbytes > upto - position || header->before_nbytes > position)
+        || header->frame_nbytes > upto - position || header->before_nbytes > position || position >= MM_FAR
+        || header->sequence >= MM_FAR)
         return false;
     if (header->kind == MM_SKIP)
         return true;

@@ -18,6 +18,7 @@
 enum { MM_SEGMENTS = 1024, MM_GROUPS = 32, MM_ANNEX = 16384, MM_ABOUT = 4032 };
 enum { MM_PLAIN = 1, MM_ARRAY = 2, MM_SKIP = 3 };
 #define MM_UNSET UINT64_MAX
+#define MM_FAR ((uint64_t)1 << 62) /* no channel lives to see such a position or number */
 
 struct mm_header {
     uint64_t sequence;         /* of the message, counted from 0 */
