@@ -576,6 +576,7 @@ def test_ctrl_c_ends_a_wait() -> None:
     output = succeeds(
         """
 import mirrormap as mm, os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born ignoring it
 with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
