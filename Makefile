@@ -1,6 +1,8 @@
 # Everything a fresh clone needs: Python >= 3.11 with pip, and a C compiler.
 SHELL := /bin/bash
 PYTHON ?= python3
+# make matrix PYTHON=3.13 chooses a guest's
+INTERPRETER := $(if $(filter 3.%,$(PYTHON)),python3,$(PYTHON))
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find src docs/man -type f -not -name '*.pyc' 2>/dev/null) meson.build meson.options pyproject.toml
@@ -9,12 +11,12 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays matrix sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/uv:
-	$(PYTHON) -m venv $(VENV)
+	$(INTERPRETER) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.installed: $(BIN)/uv $(SOURCES)
@@ -62,7 +64,7 @@ ASAN := .venv-asan
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 
 $(ASAN)/bin/uv:
-	$(PYTHON) -m venv $(ASAN)
+	$(INTERPRETER) -m venv $(ASAN)
 	$(ASAN)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # with every array under the allocator, of whatever size, and without: the same must fail
@@ -106,6 +108,9 @@ bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, agai
 
 bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
+
+matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
+	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) $(BIN)/python matrix/run.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

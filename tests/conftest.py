@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import platform
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -24,6 +25,7 @@ settings.register_profile("dev", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+GUARD_NBYTES = max(mmap.PAGESIZE, 1 << 16) if platform.machine() == "aarch64" else mmap.PAGESIZE
 # one heap for all threads: glibc reserves another for each otherwise, which looks like a leak
 libc.mallopt(-8, 1)
 # multiprocessing's own helper process and its pipe stay for the session; start them before counting
@@ -58,9 +60,9 @@ def held() -> dict[str, int]:
     maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     return {
         "views of shared memory": sum(line.split()[1][3] == "s" for line in maps),
-        # of one page: the guards of thread stacks, which glibc keeps for the next thread
+        # smaller ones are the guards of thread stacks, which glibc keeps for the next thread
         "reservations": sum(
-            line.split()[1] == "---p" and len(line.split()) == 5 and _nbytes(line) > mmap.PAGESIZE
+            line.split()[1] == "---p" and len(line.split()) == 5 and _nbytes(line) > GUARD_NBYTES
             for line in maps
         ),
         "descriptors": len(os.listdir("/proc/self/fd")),

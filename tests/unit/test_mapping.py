@@ -79,7 +79,7 @@ def test_arrays_keep_their_memory_after_everything_else_is_gone() -> None:
 
 
 def test_growth_inside_the_reserve_stays_in_place_and_visible() -> None:
-    with mm.Pages(PAGE) as pages, pages.map(reserve="1MiB") as view:
+    with mm.Pages(PAGE) as pages, pages.map(reserve=256 * PAGE) as view:
         address, before = view.address, view.array("i4")
         before[0] = 7
         for count in (2, 3, 100, 256):

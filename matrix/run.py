@@ -1,0 +1,227 @@
+"""Boots kernels of other versions, page sizes and processors, and runs the tests inside, as root and as a user.
+
+    make matrix                              every cell
+    make matrix KERNEL=6.1 PAGES=16k PYTHON=3.13     those that fit
+    python matrix/run.py --short             those of every run of the checks, with the tests that ask the kernel most
+
+Needs root on a Debian machine: packages come from its own archive, and are cached outside the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import build
+import debian
+import guest
+from cells import CELLS, SUITES, Cell
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+RESULTS = build.ROOT / "build" / "matrix" / "results"
+WHOLE = "tests/kernel tests/unit tests/model tests/fault"
+SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_pages.py tests/unit/test_ring.py"
+USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
+FAILED = ("failure", "error")
+
+
+def script(tests: str) -> str:
+    """What a guest runs: the routes it takes, and the tests as root and as somebody else."""
+    lines = [
+        "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated",
+        "chmod -R a+rX /t",
+    ]
+    lines += ["echo @@ROUTES@@", "uname -r", "python3 -m mirrormap check --json", "echo @@END@@"]
+    for user, prefix in USERS.items():
+        options = f"-q -p no:cacheprovider -m 'not timing' --timeout 900 --junitxml /tmp/{user}.xml"
+        lines += [f"echo @@RUN {user}@@", f"{prefix}python3 -m pytest {options} {tests}"]
+        lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml", "echo; echo @@END@@"]
+    return "\n".join(lines)
+
+
+def part(output: str, mark: str) -> str:
+    """What stands between a mark and the next end."""
+    found = re.search(rf"^@@{mark}@@\n(.*?)\n?^@@END@@$", output, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def counted(xml: str) -> dict[str, Any]:
+    """passed, failed, skipped of one JUnit report, the reasons, and the names of what failed."""
+    cases = list(ET.fromstring(xml).iter("testcase"))
+    skips: dict[str, int] = {}
+    failures = []
+    for case in cases:
+        skip = case.find("skipped")
+        if skip is not None:
+            reason = str(skip.get("message"))
+            skips[reason] = skips.get(reason, 0) + 1
+        if trouble := next((found for kind in FAILED if (found := case.find(kind)) is not None), None):
+            failures.append(
+                f"{case.get('classname')}::{case.get('name')}: {str(trouble.get('message'))[:300]}"
+            )
+    skipped = sum(skips.values())
+    return {
+        "passed": len(cases) - skipped - len(failures),
+        "failed": len(failures),
+        "skipped": skipped,
+        "skips": skips,
+        "failures": failures,
+    }
+
+
+def first(of: tuple[str, ...], make: Any) -> Any:
+    """The first of several suites that has it."""
+    for number, suite in enumerate(of):
+        try:
+            return make(suite)
+        except debian.UnavailableError:
+            if number == len(of) - 1:
+                raise
+    raise AssertionError
+
+
+def fetched(cell: Cell) -> tuple[Path, Path, str]:
+    """The kernel, the root and the suite of the root."""
+    kernel: Path = first(cell.suites, lambda suite: debian.kernel(suite, cell.pattern, cell.arch))
+    with_numpy = [] if cell.arch in build.WHEELS else ["python3-numpy"]
+    suite, root = first(
+        SUITES[cell.python], lambda name: (name, debian.root(name, cell.arch, ["util-linux", *with_numpy]))
+    )
+    return kernel, root, suite
+
+
+def boot(
+    cell: Cell, source: tuple[Path, Path, str], wheel: Path, tests: str, progress: Progress, bar: TaskID
+) -> dict[str, Any]:
+    """Run one cell. Returns: what is known of it."""
+    kernel, root, suite = source
+
+    def watch(text: str) -> None:
+        percents = re.findall(r"\[ *(\d+)%\]", text)
+        runs = text.count("@@RUN ")
+        done = 50 * max(0, runs - 1) + (int(percents[-1]) / 2 if percents and runs else 0)
+        progress.update(bar, completed=min(100, done))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
+        huge = "" if cell.arch == "s390x" else "hugepages=" + ("8" if cell.pages == "16k" else "64")
+        outcome = guest.boot(kernel, root, cell.arch, work, script(tests), append=huge, watch=watch)
+    (RESULTS / f"{cell.name}.log").write_text(outcome.output)
+    result: dict[str, Any] = {"cell": cell.name, "seconds": round(outcome.seconds), "runs": {}}
+    routes = part(outcome.output, "ROUTES")
+    result["kernel"], _, checks = routes.partition("\n")
+    result["routes"] = json.loads(checks) if checks.startswith("{") else {}
+    for user in USERS:
+        if xml := part(outcome.output, f"JUNIT {user}"):
+            (RESULTS / f"{cell.name}-{user}.xml").write_text(xml)
+            result["runs"][user] = counted(xml)
+    progress.update(bar, completed=100)
+    return result
+
+
+def table(results: list[tuple[Cell, dict[str, Any]]]) -> Table:
+    """Kernel, pages, Python, and what became of the tests as whom."""
+    shown = Table("kernel", "pages", "Python", "as", "passed", "failed", "skipped", "seconds", title="matrix")
+    for cell, result in results:
+        for user in USERS:
+            run = result["runs"].get(user)
+            figures = (
+                [str(run[what]) for what in ("passed", "failed", "skipped")]
+                if run
+                else ["-", "no report", "-"]
+            )
+            shown.add_row(
+                f"{result.get('kernel', cell.kernel)} {cell.arch}",
+                cell.pages,
+                cell.python,
+                user,
+                *figures,
+                str(result["seconds"]),
+            )
+    return shown
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for, by option or by variable of make."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="the cells and tests of every run of the checks")
+    parser.add_argument("--kernel", default=os.environ.get("KERNEL", ""))
+    parser.add_argument("--pages", default=os.environ.get("PAGES", ""))
+    parser.add_argument("--python", default=os.environ.get("PYTHON", ""))
+    parser.add_argument("--tests", default="", help="paths of tests instead of the usual ones")
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> list[Cell]:
+    """The cells that fit what was asked for."""
+    return [
+        cell
+        for cell in CELLS
+        if (cell.short or not options.short)
+        and options.kernel in ("", cell.kernel)
+        and options.pages in ("", cell.pages)
+        and options.python in ("", cell.python)
+    ]
+
+
+def main() -> int:
+    """Boot the chosen cells and print what became of their tests. Returns: 1 if any failed."""
+    options = arguments()
+    console = Console()
+    cells = chosen(options)
+    if not cells:
+        console.print("no cell fits; there are:", *(cell.name for cell in CELLS), sep="\n  ")
+        return 2
+    if missing := debian.missing_tools(set(debian.NEEDED)):
+        console.print(f"missing: apt-get install {' '.join(missing)}")
+        return 2
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    tests = options.tests or (SHORT if options.short else WHOLE)
+    begun = time.monotonic()
+    columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(2) as pool:
+        setup = progress.add_task("kernels and roots", total=len(cells))
+        sources = {}
+        for cell in cells:  # one after another: they share caches
+            sources[cell] = fetched(cell)
+            progress.advance(setup)
+        wheel = build.wheel()
+        jobs = [
+            pool.submit(
+                boot, cell, sources[cell], wheel, tests, progress, progress.add_task(cell.name, total=100)
+            )
+            for cell in cells
+        ]
+        results = [(cell, job.result()) for cell, job in zip(cells, jobs, strict=True)]
+    console.print(table(results))
+    failed = False
+    for cell, result in results:
+        for user in USERS:
+            run = result["runs"].get(user)
+            failed |= run is None or bool(run["failed"])
+            for reason, count in sorted((run or {}).get("skips", {}).items()):
+                console.print(
+                    f"{cell.name} as {user}: {count} skipped: {reason}", markup=False, highlight=False
+                )
+            for name in (run or {}).get("failures", []):
+                console.print(f"{cell.name} as {user}: FAILED {name}", markup=False, highlight=False)
+    (RESULTS / "results.json").write_text(json.dumps([result for _, result in results], indent=1))
+    console.print(f"{time.monotonic() - begun:.0f} s; reports and logs in {RESULTS.relative_to(build.ROOT)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
