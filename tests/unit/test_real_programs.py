@@ -51,7 +51,7 @@ def java_17() -> Path:
             done = subprocess.run([candidate, "-version"], capture_output=True, text=True, env=clean())
             if 'version "17' in done.stderr:
                 return Path(candidate)
-    pytest.skip("no JVM of version 17 is installed (apt-get install openjdk-17-jre-headless)")
+    pytest.skip("no JVM of version 17 is installed (apt-get install openjdk-17-jdk-headless)")
 
 
 @contextlib.contextmanager
