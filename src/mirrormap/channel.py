@@ -17,7 +17,7 @@ import socket as sockets
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from mirrormap import handover, kernel, members, procmaps
+from mirrormap import handover, kernel, members, portraits, procmaps
 from mirrormap.backing import Backing, page_kind
 from mirrormap.cursors import CONTROL_NBYTES, Header, Sort, inscribe, read_header
 from mirrormap.errors import ClosedError, CorruptError, MapError
@@ -312,6 +312,9 @@ class Channel:
         way = "overwriting" if self.overwrite else "lossless"
         limit = f", {self.max_inflight} in flight" if self.max_inflight else ""
         return f"<Channel {way}, {format_nbytes(self.capacity)}{limit}, {len(self.peers())} peers>"
+
+    def _repr_html_(self) -> str:
+        return portraits.of_backing(None if self.closed else self._pages._backing, repr(self))
 
     def fileno(self) -> int:
         """The descriptor, close-on-exec and still ours."""

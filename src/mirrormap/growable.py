@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 import numpy as np
 
-from mirrormap import kernel
+from mirrormap import kernel, portraits
 from mirrormap.arrayfile import LIVE_AT, ArrayFile, commit, create_array, open_array
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.room import Room
@@ -215,6 +215,12 @@ class Growable:
         where = f" in {self._path!r}" if self._path is not None else ""
         what = f"{len(self):,} rows of {self._dtype} {self._shape}"
         return f"<Growable {what}, {format_nbytes(self.nbytes)}{where}>"
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return portraits.of_region(None, repr(self))
+        end = portraits.Mark(f"row {len(self):,}", self._end(len(self)))
+        return portraits.of_region(self._room.region, repr(self), marks=[end])
 
     # --- growth --------------------------------------------------------------------------
 

@@ -126,3 +126,18 @@ def test_a_ribbon_is_closed_and_stays_between_its_ends() -> None:
     numbers = [float(number) for number in re.findall(r"[\d.]+", path)]
     assert min(numbers) == 0
     assert max(numbers) == 10
+
+
+def test_a_channel_draws_every_view_of_its_pages_and_a_growable_its_last_row() -> None:
+    with mm.Channel("64KiB") as channel, channel.sender() as sender, channel.receiver(start="oldest"):
+        sender.send(b"x" * 1000)
+        picture = drawn(channel)
+        assert len(ribbons(picture)) >= 3, "the control pages, and the data twice"
+        assert "2 peers" in "".join(picture.itertext())
+    assert "closed" in "".join(drawn(channel).itertext())
+    with mm.Growable("f8", reserve="1MiB") as rows:
+        rows.extend(np.zeros(3 * PAGE // 8))
+        picture = drawn(rows)
+        assert f"row {3 * PAGE // 8:,}" in texts(picture)
+        assert len(residents(picture)) == 1
+    assert "closed" in "".join(drawn(rows).itertext())
