@@ -12,7 +12,6 @@ Numbers are little-endian. Nothing in it is trusted.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import struct
@@ -86,11 +85,11 @@ def open_array(
 
     Raises: ValueError for another dtype or shape than `expected`; CorruptError; BusyError; OSError.
     """
-    backing = Backing.open(path, None)
     if writes:
-        if not backing.writable:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        backing = Backing.adopt(kernel.open_file(path, os.O_RDWR))
         backing.lock()
+    else:
+        backing = Backing.open(path, None)
     head = os.pread(backing.fd, PAGE_NBYTES, 0)
     file = _read_header(head, backing.label)
     if expected is not None and expected[:2] != file[:2]:
