@@ -18,7 +18,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.arrayfile import LIVE_AT
-from support import PAGE, TESTS, run_python
+from support import PAGE, SANITIZED, TESTS, run_python
 
 
 def pss_kib() -> int:
@@ -61,6 +61,7 @@ def test_beyond_the_reserve_old_views_are_mirrors() -> None:
     grown.close()
 
 
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer's own memory is in the figures")
 def test_memory_is_taken_as_it_is_used_and_given_back() -> None:
     with mm.Growable("u1") as grown:
         before = pss_kib()
@@ -344,6 +345,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_not_a_crash(tmp_path: Path) ->
     assert done.stdout.split() == [str(errno.EFBIG), "2", "True"], done.stderr
 
 
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer needs more address space than the limit leaves")
 def test_a_limited_address_space_says_so() -> None:
     done = run_python(
         "import resource, mirrormap as mm\n"
