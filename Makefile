@@ -78,10 +78,6 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 # tests of models, which never load the package
 OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_cursor_protocol.py
 
-# these count their own process, of whose address space the sanitizer takes terabytes
-OF_OURSELVES := --deselect tests/unit/test_inspect.py \
-	--deselect tests/unit/test_procfs.py::test_psutil_and_pmap_see_the_same_process
-
 sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
 sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
 sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
@@ -91,7 +87,7 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
-		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(OF_NO_MEMORY) $(OF_OURSELVES) $(PYTEST_ARGS)
+		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
 
 soak: PYTEST_ARGS = --soak --timeout 0 -s tests/unit/test_ring_processes.py -k "kills or damage or every_item"
 soak: sanitize ## 1,000 kills, 10^5 damaged headers, 10^10 items, under ASan and UBSan

@@ -152,8 +152,9 @@ def test_psutil_and_pmap_see_the_same_process() -> None:
     with running() as child:
         found = {vma.start: vma for vma in mm.mappings(child.pid)}
         peers = psutil.Process(child.pid).memory_maps(grouped=False)
+        alone = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's
         listing = subprocess.run(
-            ["pmap", "-x", str(child.pid)], capture_output=True, text=True, check=True
+            ["pmap", "-x", str(child.pid)], capture_output=True, text=True, check=True, env=alone
         ).stdout
     seen = {int(peer.addr.split("-")[0], 16): peer for peer in peers}
     assert {start for start in seen if start < procfs.USER_END} <= set(found) | {
@@ -185,6 +186,25 @@ def test_residency_by_the_page_table_and_by_smaps_agree() -> None:
         entry = sums[start]
         if vma.inode and vma.shared:
             assert (vma.resident, vma.swapped, vma.huge) == (entry.rss, entry.swap, entry.huge)
+
+
+@pytest.mark.parametrize("count", [511, 512, 513, 1024, 3000, 1 << 14, 3 << 14])
+def test_stretches_are_found_once_however_many_there_are(count: int) -> None:
+    if not mm.probe().pagemap_scan:
+        pytest.skip("PAGEMAP_SCAN is of Linux 6.7")
+    with mm.Pages(2 * count * PAGE) as pages, pages.map() as view:
+        view.array()[:: 2 * PAGE] = 1  # every other page: no two of them are neighbours
+        found = procfs.entries(os.getpid())
+        rows = procfs.stretches(os.getpid(), found, lambda nbytes: None)
+        assert rows is not None
+        assert (rows[1:, 0] >= rows[:-1, 1]).all()
+        starts = view.address + 2 * PAGE * np.arange(count, dtype=np.uint64)
+        assert np.array_equal(rows[np.isin(rows[:, 0], starts), 1], starts + np.uint64(PAGE))
+        assert view.resident == count * PAGE
+        only = [vma for vma in found if vma[0] == view.address]
+        alone = procfs.stretches(os.getpid(), only, lambda nbytes: None)
+        assert alone is not None
+        assert np.array_equal(alone[:, 0], starts)
 
 
 def test_without_the_ioctls_the_records_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

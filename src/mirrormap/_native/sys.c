@@ -289,6 +289,21 @@ int mm_sys_vma(int fd, uint64_t address, bool next, struct mm_vma *result)
     return 0;
 }
 
+/* Where the next call begins. The kernel collects 512 ranges at a time and says how far it came only
+ * where it stopped, so after a call that did not stop walk_end is where its last 512 were full
+ * (Linux 6.18). A call that had room left for more came to the end. */
+static uint64_t go_on(const struct mm_walk *walk, uint64_t walk_end, const struct mm_stretch *found,
+                      size_t count, size_t room)
+{
+    uint64_t pages = 0;
+    for (size_t index = 0; index < count; index++)
+        pages += (found[index].end - found[index].start) / (uint64_t)sysconf(_SC_PAGESIZE);
+    if (count < room && (walk->pages == 0 || pages < walk->pages))
+        return walk->end;
+    uint64_t seen = count > 0 ? found[count - 1].end : walk->end;
+    return walk_end > seen ? walk_end : seen;
+}
+
 int mm_sys_scan(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t room, size_t *count)
 {
     FAULT("pagemap_scan");
@@ -305,8 +320,8 @@ int mm_sys_scan(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t r
     int got = ioctl(fd, MM_PAGEMAP_SCAN, &scan);
     if (got < 0)
         return errno;
-    walk->start = scan.walk_end > walk->start ? scan.walk_end : walk->end;
     *count = (size_t)got;
+    walk->start = go_on(walk, scan.walk_end, found, *count, room);
     return 0;
 }
 
