@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import fcntl
 import gc
+import itertools
 import mmap
+import operator
 import os
 import platform
 import resource
@@ -114,15 +117,25 @@ def address_of(buffer: Any) -> int:
     return int(np.frombuffer(buffer, "u1").__array_interface__["data"][0])
 
 
-def protections(address: int, nbytes: int) -> list[str]:
-    """The permission letters of the entries of /proc/self/maps under a range."""
+Entries = list[tuple[int, int, str]]
+
+
+def entries() -> Entries:
+    """(start, end, permission letters) of /proc/self/maps, in order of address."""
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
-        where, letters = line.split()[:2]
-        start, end = (int(part, 16) for part in where.split("-"))
-        if start < address + nbytes and address < end:
-            found.append(letters)
+        where, letters = line.split(maxsplit=2)[:2]
+        start, end = where.split("-")
+        found.append((int(start, 16), int(end, 16), letters))
     return found
+
+
+def protections(address: int, nbytes: int, known: Entries | None = None) -> list[str]:
+    """The permission letters of the entries under a range; `known`: entries() of this moment."""
+    all_entries = entries() if known is None else known
+    first = bisect.bisect_right(all_entries, address, key=operator.itemgetter(1))
+    under = itertools.takewhile(lambda entry: entry[0] < address + nbytes, all_entries[first:])
+    return [letters for _, _, letters in under]
 
 
 def is_mapped(address: int, nbytes: int = PAGE) -> bool:

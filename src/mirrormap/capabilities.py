@@ -310,13 +310,15 @@ def _move_shared() -> str:
     with mmap.mmap(-1, PAGE_NBYTES) as source, memoryview(source) as view:
         start, nbytes, _ = kernel.buffer_address(view)
         moved = kernel.mremap(start, nbytes, nbytes, flags)
-        with procmaps.AddressSpace() as space:
-            shown = [
-                (vma.dev, vma.inode, vma.offset + at - vma.start)
-                for at in (start, moved)
-                if (vma := space.at(at)) is not None
-            ]
-        kernel.munmap(moved, nbytes)
+        try:
+            with procmaps.AddressSpace() as space:
+                shown = [
+                    (vma.dev, vma.inode, vma.offset + at - vma.start)
+                    for at in (start, moved)
+                    if (vma := space.at(at)) is not None
+                ]
+        finally:
+            kernel.munmap(moved, nbytes)
         if len(shown) != 2 or shown[0] != shown[1]:
             raise _UnsatisfiedError("the call succeeded, but the two addresses do not show the same pages")
     return "page tables move, both addresses show the pages"
