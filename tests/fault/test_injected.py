@@ -287,6 +287,8 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "share": lambda s: mm.share(np.arange(10)),
     "shares_memory": lambda s: mm.shares_memory(s.view, s.roomy),
     "residency": lambda s: s.view.resident,
+    "mappings": lambda s: mm.mappings(),
+    "mirrors": lambda s: mm.mirrors(frames=True),
     "pickle": lambda s: pickle.loads(pickle.dumps(s.pages)).close(),
     "ring": closing(lambda s: mm.Ring(100, "i4")),
     "ring in a file": lambda s: ringed(s.folder / "ring"),

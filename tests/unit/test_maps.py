@@ -201,11 +201,11 @@ def test_wrong_usage() -> None:
 class Terminal:
     """mirrormap in a pseudo-terminal."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: tuple[str, ...] = ("-m", "mirrormap")) -> None:
         self.pid, self.fd = pty.fork()
         if not self.pid:
             os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
-            os.execv(sys.executable, [sys.executable, "-m", "mirrormap", *arguments])
+            os.execv(sys.executable, [sys.executable, *program, *arguments])
         self.text = ""
 
     def until(self, pattern: str, seconds: float = 20) -> float:
@@ -265,6 +265,24 @@ def test_watch_ends_with_control_c() -> None:
         os.write(terminal.fd, b"\x03")
         assert terminal.ends() == 130
         assert "Traceback" not in terminal.text
+
+
+IMPATIENT = """
+import sys
+from mirrormap.cli import maps
+from mirrormap.cli.main import main
+maps._PATIENCE_S = 0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_progress_is_shown_while_it_lasts_and_then_taken_away() -> None:
+    with running() as (pid, _):
+        terminal = Terminal("maps", str(pid), program=("-c", IMPATIENT))
+        assert terminal.ends() == 0
+    waited, table = terminal.text.index("reading page tables"), terminal.text.index("held-heap")
+    assert waited < table
+    assert "\x1b[2K" in terminal.text[waited:table], "the line it took is cleared"
 
 
 # --- drawn ---------------------------------------------------------------------------------
