@@ -9,12 +9,10 @@ A frame is a line of header, what an array is made of, and the payload. See fram
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import operator
 import os
 import socket as sockets
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from mirrormap import handover, kernel, members, portraits, procmaps
@@ -22,6 +20,7 @@ from mirrormap.backing import Backing, page_kind
 from mirrormap.cursors import CONTROL_NBYTES, Header, Sort, inscribe, read_header
 from mirrormap.errors import ClosedError, CorruptError, MapError
 from mirrormap.kernel import End
+from mirrormap.lifetime import SelfClosing
 from mirrormap.mapping import Mapping
 from mirrormap.members import Peer
 from mirrormap.pages import Pages
@@ -77,7 +76,7 @@ def _spin_ns(spin_us: float | None) -> int:
     return int(spin_us * 1e3)
 
 
-class Channel:
+class Channel(SelfClosing):
     """Messages of any length from one sender to any number of receivers, with no copy on the way.
 
     Args:
@@ -348,19 +347,6 @@ class Channel:
         self._control = self._readable = self._writable = None
         if hasattr(self, "_pages"):
             self._pages.close()
-
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         _ = self._live

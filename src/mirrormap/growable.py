@@ -13,7 +13,6 @@ import operator
 import os
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from mirrormap import kernel, portraits
 from mirrormap.arrayfile import LIVE_AT, ArrayFile, commit, create_array, open_array
 from mirrormap.errors import CorruptError, MirrorError
+from mirrormap.lifetime import Closing
 from mirrormap.room import Room
 from mirrormap.units import Size, as_nbytes, format_nbytes
 from mirrormap.views import array_over, as_shape, check_dtype
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Growable"]
 
 
-class Growable:
+class Growable(Closing):
     """An array of rows that can be appended to while others look at it. Nothing is ever copied.
 
     Args:
@@ -382,18 +382,9 @@ class Growable:
                 if not self._room.closed:
                     self._show()
 
-    def __enter__(self) -> Self:
-        _ = self._room.region
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.close()
-        except BufferError:
-            if kind is None:
-                raise
+    @property
+    def _live(self) -> object:
+        return self._room.region
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Growable stays in its process: send handle(g.array), or the path of its file")

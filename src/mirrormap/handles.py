@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from mirrormap.backing import Backing, PageKind
 from mirrormap.errors import ClosedError, CorruptError, MirrorError
 from mirrormap.foreign import runs_by_descriptor, runs_under
 from mirrormap.layouts import read_layout, write_layout
+from mirrormap.lifetime import Closing
 from mirrormap.placement import Run
 from mirrormap.units import check_range
 from mirrormap.views import array_over, check_dtype
@@ -47,7 +47,7 @@ class _Layout(NamedTuple):
     readonly: bool
 
 
-class Handle:
+class Handle(Closing):
     """What another process of this machine needs to show an array: descriptors, no bytes.
 
     Made by `handle(array)`. Picklable, so it goes through the queues, pipes and arguments of
@@ -115,15 +115,6 @@ class Handle:
     def close(self) -> None:
         """Let go of the descriptors. Arrays that were opened live on."""
         self._runs = None
-
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- on the way ----------------------------------------------------------------------
 

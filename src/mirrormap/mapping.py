@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 from mirrormap import kernel, placement, population, portraits, procmaps
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
+from mirrormap.lifetime import Closing
 from mirrormap.placement import Arrangement, Run
 from mirrormap.protections import protection_bits, protection_name
 from mirrormap.units import Size, as_nbytes, as_range, check_address, format_nbytes, round_up
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Mapping"]
 
 
-class Mapping(Exporter):
+class Mapping(Exporter, Closing):
     """A range of addresses that shows an arrangement of page runs.
 
     Made by `Pages.map`, `arrange` and `views`, by `mirror()` and by `Mapping.mirror`. Exports a
@@ -362,19 +363,11 @@ class Mapping(Exporter):
                 kernel.unmap(region, self._label)
                 self._region = None
 
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.close()
-        except BufferError:
-            if kind is None:
-                raise
-            self._region = None  # an exception is on its way; the range goes with its last view
+        super().__exit__(kind, value, trace)
+        self._region = None  # after an exception, under a live view: the range goes with that
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Mapping has an address of this process; pickle its Pages and map them there")

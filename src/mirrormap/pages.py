@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Self
 
 from mirrormap import kernel, placement, portraits
 from mirrormap.backing import Backing, PageKind, page_kind
 from mirrormap.errors import ClosedError, MapError
+from mirrormap.lifetime import Closing
 from mirrormap.mapping import Mapping
 from mirrormap.placement import Run
 from mirrormap.protections import protection_bits
@@ -29,7 +29,7 @@ __all__ = ["Pages"]
 _MOST_VIEWS = 64
 
 
-class Pages:
+class Pages(Closing):
     """Bytes in pages of memory, to be shown at as many addresses as you like.
 
     Args:
@@ -262,15 +262,6 @@ class Pages:
     def close(self) -> None:
         """Let go of the pages. Views live on, and can still be mirrored and resized."""
         self._backing = None
-
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         from mirrormap import handover

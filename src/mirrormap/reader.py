@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import operator
 import os
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mirrormap import portraits
 from mirrormap.cursors import Attached, Deadline, Geometry, evict_dead, is_alive, own_token
 from mirrormap.errors import BusyError, ClosedError, Overrun, WriterGone
+from mirrormap.lifetime import SelfClosing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 
-class Reader:
+class Reader(SelfClosing):
     """Reads a ring in order, block by block, as read-only windows; made by `Ring.reader`.
 
     On a lossless ring what `read` and `blocks` return is pinned until the start of the next call on
@@ -242,19 +241,6 @@ class Reader:
             self._base._advance(self._slot, -1)
         self._slot = -1
         self._base._detach()
-
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Reader has a place of this process; send the Ring and make a reader there")

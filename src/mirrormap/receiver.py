@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import operator
 import os
-from types import TracebackType
 from typing import Literal, Self, SupportsIndex
 
 from mirrormap import members, procfs
@@ -15,6 +13,7 @@ from mirrormap.bell import Bell
 from mirrormap.cursors import SLICE_SECONDS, Deadline, is_alive, own_token, understood
 from mirrormap.errors import BusyError, CorruptError, Overrun, SenderGone
 from mirrormap.kernel import Message, ReceiverBase, Region
+from mirrormap.lifetime import SelfClosing
 
 __all__ = ["Receiver", "Start"]
 
@@ -24,7 +23,7 @@ _FREE = (1 << 62) - 1  # a position that pins nothing
 _DAMAGED = "the channel's count of messages is damaged"
 
 
-class Receiver(ReceiverBase):
+class Receiver(ReceiverBase, SelfClosing):
     """Receives the messages of a channel in order, where they lie; made by `Channel.receiver`.
 
     Every receiver sees every message, except that those of one group share them: each goes to one. For
@@ -257,18 +256,9 @@ class Receiver(ReceiverBase):
             self._bell.close()
             self._bell = None
 
-    def __enter__(self) -> Self:
-        _ = self.sequence
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    @property
+    def _live(self) -> int:
+        return self.sequence  # which says so when there is none
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Receiver has a place of this process; send the Channel and make a receiver there")

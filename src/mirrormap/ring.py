@@ -13,7 +13,6 @@ import contextlib
 import operator
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, cast
 
 import numpy as np
@@ -32,6 +31,7 @@ from mirrormap.cursors import (
     take_writer,
 )
 from mirrormap.errors import BusyError, CorruptError, Overrun
+from mirrormap.lifetime import SelfClosing
 from mirrormap.mapping import Mapping
 from mirrormap.pages import Pages
 from mirrormap.reader import Reader
@@ -46,7 +46,7 @@ __all__ = ["Ring"]
 _LABEL = "ring"
 
 
-class Ring(Attached):
+class Ring(Attached, SelfClosing):
     """The newest items of an endless stream, any stretch of them as one array.
 
     Args:
@@ -282,18 +282,9 @@ class Ring(Attached):
         if hasattr(self, "_pages"):
             self._pages.close()
 
-    def __enter__(self) -> Self:
-        _ = self.capacity
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    @property
+    def _live(self) -> int:
+        return self.capacity  # which says so when there is none
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (handover.send(self.fileno()),)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import socket
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from mirrormap import bell, members, procfs
 from mirrormap.cursors import Deadline, described, own_token, take_writer
 from mirrormap.errors import BusyError, CorruptError
 from mirrormap.kernel import Region, SenderBase
+from mirrormap.lifetime import SelfClosing
 from mirrormap.views import check_dtype
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _BUSY = {
 }
 
 
-class Sender(SenderBase):
+class Sender(SenderBase, SelfClosing):
     """Sends messages into a channel; made by `Channel.sender`. There is one at a time, in all processes.
 
     A message is seen whole or not at all, also when the sender is killed while it writes one.
@@ -137,18 +136,9 @@ class Sender(SenderBase):
             self._socket.close()
             self._socket = None
 
-    def __enter__(self) -> Self:
-        _ = self.sequence
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    @property
+    def _live(self) -> int:
+        return self.sequence  # which says so when there is none
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Sender holds a place of this process; send the Channel and make a sender there")
