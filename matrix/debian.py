@@ -6,6 +6,7 @@ are only unpacked. A root for a foreign architecture needs no second stage that 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -134,7 +135,8 @@ def kernel(suite: str, pattern: str, arch: str) -> Path:
 
 def root(suite: str, arch: str, packages: list[str]) -> Path:
     """A small Debian with Python and NumPy as an uncompressed cpio archive, from the cache if there."""
-    archive_file = CACHE / "roots" / f"{suite}-{arch}.cpio"
+    holding = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
+    archive_file = CACHE / "roots" / f"{suite}-{arch}-{holding}.cpio"
     if archive_file.exists():
         return archive_file
     archive_file.parent.mkdir(parents=True, exist_ok=True)

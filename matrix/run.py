@@ -33,6 +33,7 @@ RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
 SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_pages.py tests/unit/test_ring.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
+IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
 
 
@@ -96,7 +97,7 @@ def fetched(cell: Cell) -> tuple[Path, Path, str]:
     kernel: Path = first(cell.suites, lambda suite: debian.kernel(suite, cell.pattern, cell.arch))
     with_numpy = [] if cell.arch in build.WHEELS else ["python3-numpy"]
     suite, root = first(
-        SUITES[cell.python], lambda name: (name, debian.root(name, cell.arch, ["util-linux", *with_numpy]))
+        SUITES[cell.python], lambda name: (name, debian.root(name, cell.arch, [*IN_GUESTS, *with_numpy]))
     )
     return kernel, root, suite
 

@@ -15,9 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.signal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,8 +60,10 @@ def test_large_arrays_can_be_mirrored_and_outlive_the_block() -> None:
 
 
 def test_what_libraries_make() -> None:
+    pd = pytest.importorskip("pandas")
+    signal = pytest.importorskip("scipy.signal")
     with mm.numpy_allocator("64KiB"):
-        assert is_ours(scipy.signal.hilbert(np.ones(PAGE * 10)))
+        assert is_ours(signal.hilbert(np.ones(PAGE * 10)))
         frame = pd.DataFrame({"a": np.arange(100_000.0), "b": 1.0})
         assert is_ours(frame.rolling(3).mean()["a"].to_numpy())
         assert is_ours(np.fft.fft(np.ones(100_000)))
