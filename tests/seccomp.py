@@ -33,8 +33,13 @@ def refuse(call: str, error: int = errno.EPERM, *, argument: int = 0, value: int
     refused = [(_RETURN, 0, 0, _ERRNO | error), (_RETURN, 0, 0, _ALLOW)]
     if value is not None:
         refused = [(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument), (_JUMP_EQUAL, 0, 1, value), *refused]
-    skip = len(refused) - 1
-    program = [(_LOAD, 0, 0, 0), (_JUMP_EQUAL, 0, skip, numbers()[call]), *refused]
+    refuse_number(numbers()[call], refused)
+
+
+def refuse_number(number: int, then: list[tuple[int, int, int, int]] | None = None) -> None:
+    """The same for a call by its number on this architecture; `then`: what decides, EPERM by default."""
+    refused = then or [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
+    program = [(_LOAD, 0, 0, 0), (_JUMP_EQUAL, 0, len(refused) - 1, number), *refused]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
     header = struct.pack("@HP", len(program), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "mirrormap"
 RANK = {
     "_core": 0, "errors": 0, "units": 0, "drawing": 0, "ribbons_page": 0, "lifetime": 0,
     "kernel": 1,
-    "procmaps": 2, "protections": 2, "handover": 2,
+    "procmaps": 2, "protections": 2, "handover": 2, "cgroups": 2,
     "backing": 3, "procfs": 3,
     "placement": 4, "cursors": 4, "allocator": 4, "sameness": 4,
     "views": 5, "population": 5, "frames": 5, "portraits": 5, "bell": 5, "members": 5,
@@ -73,8 +73,8 @@ def test_only_kernel_imports_the_extension() -> None:
     assert {layer(path) for path in FILES if "_core" in imported(path)} == {"kernel"}
 
 
-def test_only_two_modules_read_proc_and_sys() -> None:
-    """procmaps of this process and the machine, procfs of any other process. A path is a string that
+def test_only_three_modules_read_proc_and_sys() -> None:
+    """procmaps of this process and the machine, procfs of any other process, cgroups. A path is a string that
     begins with it, whether it is opened on the spot or kept in a constant; advice and docstrings only
     mention one. probe() tries the files themselves."""
     holders = set()
@@ -82,7 +82,7 @@ def test_only_two_modules_read_proc_and_sys() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and re.match(r"/(proc|sys)/\S*$", str(node.value)):
                 holders.add(layer(path))
-    assert holders <= {"procmaps", "procfs", "capabilities"}, holders
+    assert holders <= {"procmaps", "procfs", "cgroups", "capabilities"}, holders
 
 
 def test_nothing_in_the_package_uses_ctypes() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from mirrormap.pages import Pages
+from mirrormap.population import check_memory_left
 from mirrormap.units import Size
 from mirrormap.views import array_over, as_shape, check_dtype
 
@@ -69,6 +70,7 @@ def full(
     """np.full on pages of its own; see `empty`. Without dtype, that of fill_value."""
     kind = np.asarray(fill_value).dtype if dtype is None else dtype
     array = empty(shape, kind, order, page_size=page_size, populate=populate)
+    _check_memory(array, page_size, populate)
     np.copyto(array, fill_value, casting="unsafe")
     return array
 
@@ -78,13 +80,20 @@ def share(array: ArrayLike, *, page_size: Size | None = None, populate: bool = F
 
     Args: array: anything np.asarray takes; Fortran-contiguous ones stay so.
     Returns: a writable array of the same dtype and shape.
-    Raises: TypeError for object dtypes.
+    Raises: TypeError for object dtypes; MapError when there is no memory.
     """
     source = np.asarray(array)
     order: Order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
     copy = empty(source.shape, source.dtype, order, page_size=page_size, populate=populate)
+    _check_memory(copy, page_size, populate)
     np.copyto(copy, source)
     return copy
+
+
+def _check_memory(array: NDArray[Any], page_size: Size | None, populate: bool) -> None:
+    """Before it is filled: huge pages come from a pool, and what was populated is there."""
+    if not populate and page_size in (None, "thp"):
+        check_memory_left(array.nbytes, "mmap", "array")
 
 
 def _fortran_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

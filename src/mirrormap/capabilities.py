@@ -6,6 +6,7 @@ every answer here comes from a small attempt on real memory whose outcome was lo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -224,11 +225,26 @@ def _mirror_shared(routes: list[str]) -> str:
 def _mirror_file() -> str:
     import tempfile  # costs milliseconds, which only a probe should pay
 
-    with tempfile.TemporaryFile() as file:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        return _mirror_own_text()
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(PAGE_NBYTES)
         with mmap.mmap(file.fileno(), PAGE_NBYTES) as source:
             _see_through(source)
     return "the same pages at a second address"
+
+
+def _mirror_own_text() -> str:
+    """Where no folder can be written to: a file that is there, for reading."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(__file__, "rb"))
+        source = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        view = stack.enter_context(memoryview(stack.enter_context(mirror(source))))
+        if bytes(view[: len(source)]) != source[:]:
+            raise _UnsatisfiedError("the call succeeded, but the other address shows other bytes")
+    return "the same pages at a second address, for reading: no folder can be written to"
 
 
 def _populate() -> str:

@@ -7,13 +7,13 @@ import errno
 import os
 from typing import Final
 
-from mirrormap import kernel, procmaps
+from mirrormap import cgroups, kernel, procmaps
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
-from mirrormap.units import round_down, round_up
+from mirrormap.units import format_nbytes, round_down, round_up
 
-__all__ = ["populate", "populates_by_madvise"]
+__all__ = ["check_memory_left", "populate", "populates_by_madvise"]
 
 _STEP_NBYTES: Final = 64 << 20  # signals are served between steps
 _TRIAL_NBYTES: Final = 1 << 20
@@ -21,6 +21,8 @@ _AROUND_NBYTES: Final = 16 * PAGE_NBYTES  # the kernel's fault_around_bytes, unl
 # x86 notes a store in an entry by itself; elsewhere a processor may need a fault for it
 _STORES_ARE_FREE: Final = os.uname().machine in ("x86_64", "i686")
 _WORTH_NBYTES: Final = 16 << 20
+_SPARE_NBYTES: Final = 4 << 20  # of a memory cgroup, for page tables and whoever else is in it
+_POPULATE: Final = "madvise(MADV_POPULATE_READ)"
 
 _believed: bool | None = None  # whether MADV_POPULATE_* was seen to do what it answers
 
@@ -69,10 +71,48 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
     if last - first >= _WORTH_NBYTES and run.page_nbytes == PAGE_NBYTES and not write:
         first = _fault_around(region, first, last, run, label)
     step = max(_STEP_NBYTES, run.page_nbytes)
+    charged = run.page_nbytes == PAGE_NBYTES and last - first >= _WORTH_NBYTES
     while first < last:
         nbytes = min(step, last - first)
+        if charged:
+            nbytes = min(nbytes, _step_allowed(last - first, run, label))
         _advise(region, first, nbytes, run.page_nbytes, label, write=write)
         first += nbytes
+
+
+def _step_allowed(nbytes: int, run: Run, label: str) -> int:
+    """How much to populate before looking again at what the memory cgroup allows.
+
+    Of an object known by an address alone nobody says which pages there are already: half of what is
+    left at a time, which shrinks if there are none and stays if there are.
+    Raises: MapError ENOMEM.
+    """
+    if run.backing is not None:
+        check_memory_left(min(nbytes, run.backing.nbytes - run.backing.allocated), _POPULATE, label)
+        return nbytes
+    left = cgroups.memory_left()
+    if left is None:
+        return nbytes
+    if left < _SPARE_NBYTES:
+        check_memory_left(max(nbytes, _WORTH_NBYTES), _POPULATE, label)
+    return max(round_down(left // 2, PAGE_NBYTES), PAGE_NBYTES)
+
+
+def check_memory_left(nbytes: int, call: str, label: str = "") -> None:
+    """Refuse what would take this process's memory cgroup over its limit, where the kernel kills.
+
+    Raises: MapError ENOMEM with the figures.
+    """
+    left = cgroups.memory_left() if nbytes >= _WORTH_NBYTES else None
+    if left is not None and nbytes > left:
+        raise MapError(
+            errno.ENOMEM,
+            call=call,
+            nbytes=nbytes,
+            label=label,
+            advice=f"The memory cgroup of this process allows {format_nbytes(left)} more, and kills whoever "
+            "takes them beyond: raise its memory.max (a container's memory limit), or ask for less",
+        )
 
 
 def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, *, write: bool) -> None:
@@ -146,6 +186,10 @@ def _collapse(region: Region, at: int, run: Run) -> None:
     and 28 times quicker than collapsing memory that was filled first.
     """
     pmd = procmaps.pmd_nbytes()
+    assert run.backing is not None
+    check_memory_left(
+        min(run.nbytes, run.backing.nbytes - run.backing.allocated), _POPULATE, run.backing.label
+    )
     first = round_up(region.address + at, pmd) - region.address
     last = round_down(region.address + at + run.nbytes, pmd) - region.address
     if first < last:

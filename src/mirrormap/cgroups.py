@@ -1,0 +1,97 @@
+"""What a memory cgroup still allows: reaching its limit is no errno but a kill, so it is looked up first.
+
+Best effort: other processes of the group take memory meanwhile, and the kernel may reclaim more than is
+counted here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Final
+
+__all__ = ["memory_left"]
+
+_OWN: Final = "/proc/self/cgroup"
+_MOUNTS: Final = "/proc/self/mountinfo"
+_SWAPS: Final = "/proc/swaps"
+_UNLIMITED: Final = 1 << 60  # version 1 writes its largest number for none
+# by version: the limit, the use, and the lines of memory.stat that the kernel drops before it kills
+_FILES: Final = {
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
+
+
+def memory_left() -> int | None:
+    """Bytes that this process may still be charged for before something is killed.
+
+    The least over its memory cgroup and all above it, of either version; clean pages of files count as
+    free. Returns: None without a limit, where there is swap to give way to, or where nothing is told.
+    """
+    left: int | None = None
+    for version, mount, root in _mounts():
+        folder = _folder(version, mount, root)
+        while folder is not None:
+            here = _left_in(folder, version)
+            if here is not None:
+                left = here if left is None else min(left, here)
+            folder = folder.parent if folder != mount else None
+    return None if left is None or _has_swap() else max(left, 0)
+
+
+@functools.cache
+def _mounts() -> tuple[tuple[int, Path, str], ...]:
+    """(version, where it is mounted, which part of the hierarchy that shows)."""
+    found: list[tuple[int, Path, str]] = []
+    try:
+        with open(_MOUNTS) as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ()
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.partition(" ")
+        version = {"cgroup2": 2, "cgroup": 1}.get(kind, 0)
+        if version == 2 or (version == 1 and "memory" in options.split()[-1].split(",")):
+            found.append((version, Path(fields.split()[4]), fields.split()[3]))
+    return tuple(found)
+
+
+def _folder(version: int, mount: Path, root: str) -> Path | None:
+    """This process's own group."""
+    try:
+        with open(_OWN) as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if (controllers == "") if version == 2 else ("memory" in controllers.split(",")):
+            inside = os.path.relpath(path, root) if root != "/" else path.lstrip("/")
+            folder = mount / inside
+            return folder if not inside.startswith("..") and folder.is_dir() else mount
+    return None
+
+
+def _left_in(folder: Path, version: int) -> int | None:
+    limit_name, use_name, reclaimed = _FILES[version]
+    try:
+        text = (folder / limit_name).read_text().strip()
+        if not text.isdecimal() or int(text) >= _UNLIMITED:
+            return None
+        used = int((folder / use_name).read_text())
+        stat = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    free = sum(int(value) for name, _, value in (line.partition(" ") for line in stat) if name in reclaimed)
+    return int(text) - used + free
+
+
+def _has_swap() -> bool:
+    try:
+        with open(_SWAPS) as file:
+            return len(file.read().splitlines()) > 1
+    except OSError:
+        return False
