@@ -26,6 +26,7 @@ import pytest
 from mirrormap import _core
 
 PAGE = mmap.PAGESIZE
+PATIENCE_S = 900 if os.environ.get("HYPOTHESIS_PROFILE") == "emulated" else 120
 TESTS = Path(__file__).parent
 HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
 
@@ -167,7 +168,11 @@ def run_python(
     """Run a script in a fresh interpreter that finds tests/ too."""
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{script}"
     return subprocess.run(
-        [*(prefix or []), sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options
+        [*(prefix or []), sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        **options,
     )
 
 
@@ -177,7 +182,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "mirrormap", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env={**os.environ, "COLUMNS": "200", **environment},
     )
 

@@ -241,8 +241,8 @@ def _mirror_own_text() -> str:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(__file__, "rb"))
         source = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        view = stack.enter_context(memoryview(stack.enter_context(mirror(source))))
-        if bytes(view[: len(source)]) != source[:]:
+        other = stack.enter_context(mirror(source))
+        if other.array()[: len(source)].tobytes() != source[:]:
             raise _UnsatisfiedError("the call succeeded, but the other address shows other bytes")
     return "the same pages at a second address, for reading: no folder can be written to"
 

@@ -536,6 +536,7 @@ def drain_numbers() -> list[int]:
 # --- waiting ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_a_waiting_receiver_burns_no_processor() -> None:
     with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
         before = resource.getrusage(resource.RUSAGE_SELF)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from mirrormap import procmaps
 from mirrormap.arrayfile import LIVE_AT
 from support import PAGE, SANITIZED, TESTS, run_python
 
@@ -111,11 +112,12 @@ def test_what_a_view_shows_cannot_be_taken_away() -> None:
 
 
 def test_huge_pages(huge: int) -> None:
-    with mm.Growable("u1", page_size=huge, reserve=64 * huge) as grown:
+    beyond = procmaps.huge_pool(huge).available + 1
+    with mm.Growable("u1", page_size=huge, reserve=2 * beyond * huge) as grown:
         grown.extend(np.full(huge + 1, 3, "u1"))
         assert grown.allocated == 2 * huge
         with pytest.raises(mm.MapError, match="pool of"):
-            grown.resize(60 * huge)
+            grown.resize(beyond * huge)
         assert len(grown) == huge + 1
         grown.resize(5)
         grown.shrink_to_fit()

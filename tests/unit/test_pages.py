@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,15 @@ def test_a_missing_file_is_the_usual_error(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_grow_so_far_is_not_left_behind(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    with pytest.raises(mm.MapError, match="File too large"):
-        mm.Pages.open(path, 1 << 62)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
+    try:
+        with pytest.raises(mm.MapError, match="File too large"):
+            mm.Pages.open(path, 1 << 31)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
     assert not path.exists()
 
 
