@@ -8,6 +8,7 @@ mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/shm /dev/pts /dev/hugepages
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t devpts pts /dev/pts 2>/dev/null
 ln -sf /proc/self/fd /dev/fd
 ulimit -c 0

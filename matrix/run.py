@@ -31,7 +31,7 @@ from rich.table import Table
 
 RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
-SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_pages.py tests/unit/test_ring.py"
+SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_ring.py tests/unit/test_snapshot.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")

@@ -1,0 +1,149 @@
+"""One process a case, forked from a warm one, for strace to fail the calls of: see test_strace.py.
+
+Standard input names operations; for each, standard output has the process, and then what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+import mirrormap as mm
+from conftest import held
+from support import PAGE
+
+MARK = 0x5A
+
+
+class Scene:
+    """Memory with a mark in it, which must be as it was afterwards."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.pages = mm.Pages(8 * PAGE)
+        self.view = self.pages.map()
+        self.roomy = self.pages.map(0, PAGE, reserve=64 * PAGE)
+        self.file = mm.Pages.open(self.folder / "data", 4 * PAGE)
+        self.source = mmap.mmap(-1, 4 * PAGE)
+        self.view.array()[:8] = MARK
+        self.source[:8] = bytes([MARK]) * 8
+
+    def check(self) -> None:
+        assert (self.view.array()[:8] == MARK).all()
+        assert self.source[:8] == bytes([MARK]) * 8
+        assert self.view.nbytes == 8 * PAGE
+        with self.view.mirror() as other:
+            assert other.array()[0] == MARK
+
+
+def resized(view: mm.Mapping, nbytes: int) -> None:
+    before = view.nbytes
+    view.resize(nbytes)
+    view.resize(before)
+
+
+def ringed(path: Path | None) -> None:
+    with mm.Ring(100, "i4", path=path) as ring, ring.reader("oldest") as reader:
+        ring.extend(range(50))
+        assert reader.read(50)[-1] == 49
+
+
+def messaged() -> None:
+    with mm.Channel("64KiB") as channel, channel.receiver() as receiver, channel.sender() as sender:
+        sender.send(b"abc")
+        with receiver.receive(timeout=0) as message:
+            assert bytes(message) == b"abc"
+
+
+def grown(path: Path | None) -> None:
+    with mm.Growable("u1", path=path) as rows:
+        rows.extend(np.full(40 * PAGE, 7, "u1"))
+        rows.shrink_to_fit()
+        assert (rows.array == 7).all()
+
+
+def frozen() -> None:
+    live = mm.full(4 << 20, MARK, "u1")
+    taken = mm.snapshot(live, copy=False)
+    with taken as still:
+        live[PAGE : 2 * PAGE] = 1
+        assert (still == MARK).all()
+
+
+OPERATIONS: dict[str, Callable[[Scene], Any]] = {
+    "pages": lambda s: mm.Pages(PAGE).map(populate=True).close(),
+    "reserve": lambda s: s.pages.map(reserve="1MiB").close(),
+    "file": lambda s: mm.Pages.open(s.folder / "fresh", PAGE).close(),
+    "arrange": lambda s: s.pages.arrange([(0, 4 * PAGE), (0, 4 * PAGE)], populate=True).close(),
+    "mirror": lambda s: s.view.mirror(PAGE, PAGE).close(),
+    "mirror of mmap": lambda s: mm.mirror(s.source, populate=True).close(),
+    "mremap": lambda s: mm.mremap(s.view.address, PAGE, PAGE, mm.MREMAP_MAYMOVE | mm.MREMAP_MIRROR),
+    "resize": lambda s: resized(s.roomy, 8 * PAGE),
+    "move": lambda s: resized(s.roomy, 128 * PAGE),
+    "pages.resize": lambda s: s.pages.resize(9 * PAGE),
+    "protect": lambda s: (s.view.protect("r"), s.view.protect("rw")),
+    "inherit": lambda s: (setattr(s.view, "inherit", "none"), setattr(s.view, "inherit", "share")),
+    "discard": lambda s: s.pages.discard(4 * PAGE, PAGE),
+    "flush": lambda s: s.file.flush(),
+    "residency": lambda s: s.view.resident,
+    "ring": lambda s: ringed(None),
+    "ring in a file": lambda s: ringed(s.folder / "ring"),
+    "channel": lambda s: messaged(),
+    "growable": lambda s: grown(None),
+    "growable in a file": lambda s: grown(s.folder / "rows"),
+    "snapshot": lambda s: frozen(),
+    "mirrors": lambda s: mm.mirrors(),
+}
+
+
+def case(name: str, go: int) -> None:
+    """Build a scene, wait for the tracer, work, wait until it is gone, and say what became of it."""
+    scene = Scene()
+    operation = OPERATIONS[name]
+    told: dict[str, Any] = {"error": None}
+    before = held()
+    print(os.getpid(), flush=True)
+    os.read(go, 1)
+    try:
+        operation(scene)
+    except (OSError, MemoryError, mm.MirrorError, BufferError) as error:
+        told["error"] = f"{type(error).__name__}: {error}"
+        told["errno"] = getattr(error, "errno", None)
+        del error
+    os.write(1, b"worked\n")
+    os.read(go, 1)
+    after = held()
+    told["left"] = {what: after[what] - before[what] for what in after if after[what] > before[what]}
+    scene.check()
+    print(json.dumps(told), flush=True)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until the input ends. Operations are warmed first: what is cached is there from then on."""
+    scene = Scene()
+    for operation in OPERATIONS.values():
+        if operation is not OPERATIONS["mremap"]:
+            operation(scene)
+    go = int(sys.argv[1])
+    print("ready", flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if not child:
+            case(line.strip(), go)
+        _, status = os.waitpid(child, 0)
+        print(f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
