@@ -343,8 +343,8 @@ class Backing:
         for reference in list(self._regions):
             region = reference()
             if region is not None and not region.closed:
-                shows: Shows = region.keep
-                for stretch in shows.stretches(self):
+                shows: Shows | None = region.keep  # None: another thread has closed it just now
+                for stretch in shows.stretches(self) if shows is not None else ():
                     yield region, *stretch
 
     def _hide_beyond(self, start: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mirrormap import kernel, placement, procmaps
 from mirrormap.backing import Backing
-from mirrormap.errors import MapError, NotMirrorableError
+from mirrormap.errors import ClosedError, MapError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, Span, VmaInfo
 from mirrormap.pages import Pages
 from mirrormap.placement import Run
@@ -62,7 +62,9 @@ def runs_under(owner: Any, start: int, nbytes: int, wanted: int | None) -> tuple
     if region is None:
         first, runs = foreign_runs(start, nbytes, wanted)
         return first, runs, max(run.page_nbytes for run in runs)
-    arrangement: placement.Arrangement = region.keep
+    arrangement: placement.Arrangement | None = region.keep
+    if arrangement is None:
+        raise ClosedError("this memory was unmapped meanwhile, by another thread")
     page = arrangement.page_nbytes
     inside = round_down(start - region.address, page)
     first = region.address + inside

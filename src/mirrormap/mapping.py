@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, SupportsIndex
 
 from mirrormap import kernel, placement, population, portraits, procmaps
 from mirrormap.errors import ClosedError, MapError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["Mapping"]
+
+_CLOSED: Final = "this mapping is closed"
 
 
 class Mapping(Exporter, Closing):
@@ -94,12 +96,14 @@ class Mapping(Exporter, Closing):
     def _live(self) -> Region:
         region = self._region
         if region is None or region.closed:
-            raise ClosedError("this mapping is closed")
+            raise ClosedError(_CLOSED)
         return region
 
     @property
     def _arrangement(self) -> Arrangement:
-        arrangement: Arrangement = self._live.keep
+        arrangement: Arrangement | None = self._live.keep
+        if arrangement is None:  # another thread has closed it just now
+            raise ClosedError(_CLOSED)
         return arrangement
 
     # --- what it is ----------------------------------------------------------------------
@@ -170,7 +174,8 @@ class Mapping(Exporter, Closing):
         Raises: TypeError for object dtypes; ValueError if it does not fit; BufferError if the
             protection is "none".
         """
-        return array_over(self._live, dtype, shape, offset)
+        with self._lock:  # what it shows may not go while it is looked up
+            return array_over(self._live, dtype, shape, offset)
 
     def mirror(
         self,

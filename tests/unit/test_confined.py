@@ -131,6 +131,7 @@ assert found.works and not found.frames
 
 
 @root
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer makes mlock do nothing")
 def test_memory_that_may_not_be_locked_twice() -> None:
     """A mirror of locked memory is locked too, and counted once more."""
     succeeds(

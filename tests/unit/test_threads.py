@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,7 @@ def together(work: Callable[[random.Random, int], Any], *, rounds: int = ROUNDS)
             for _ in range(rounds):
                 work(chance, number)
         except BaseException as error:
+            error.add_note(traceback.format_exc())  # a traceback itself would hold what is counted
             failures.append(error.with_traceback(None))
 
     threads = [threading.Thread(target=body, args=(number,)) for number in range(THREADS)]
