@@ -44,7 +44,7 @@ def mremap(
     Returns: the new address. The range is the caller's to unmap; nothing here owns it.
 
     Without mirroring, the call goes to the kernel as it is and answers with its errno, with one
-    addition: shared huge pages grow, which the kernel refuses.
+    addition: shared huge pages grow, which the kernel refuses, and move, as it does since Linux 5.16.
 
     Raises: MapError with
         EINVAL: an unaligned address, new_size 0, an unknown flag, FIXED without MAYMOVE,
@@ -67,10 +67,10 @@ def mremap(
     try:
         return kernel.mremap(source, old_nbytes, new_nbytes, flags, target)
     except MapError as error:
-        if error.errno == errno.EINVAL and new_nbytes > old_nbytes and not flags & MREMAP_DONTUNMAP:
-            grown = _grow_huge(source, old_nbytes, new_nbytes, flags, target)
-            if grown is not None:
-                return grown
+        if error.errno == errno.EINVAL and new_nbytes >= old_nbytes and not flags & MREMAP_DONTUNMAP:
+            moved = _move_huge(source, old_nbytes, new_nbytes, flags, target)
+            if moved is not None:
+                return moved
         raise
 
 
@@ -152,7 +152,7 @@ def _hand_over(region: Region, runs: list[Run], target: int) -> int:
     moved = 0
     try:
         for run in runs:
-            kernel.mremap(address + moved, run.room, run.room, MREMAP_MAYMOVE | MREMAP_FIXED, target + moved)
+            _move(run, address + moved, target + moved)
             moved += run.room
     except MapError:
         with contextlib.suppress(MapError):
@@ -161,8 +161,20 @@ def _hand_over(region: Region, runs: list[Run], target: int) -> int:
     return target
 
 
-def _grow_huge(source: int, old_nbytes: int, new_nbytes: int, flags: int, target: int) -> int | None:
-    """Lengthen shared huge pages, in place or at a new address; None if it is not such memory."""
+def _move(run: Run, address: int, target: int) -> None:
+    """What is shown at an address to another, in one call that replaces what is there."""
+    try:
+        kernel.mremap(address, run.room, run.room, MREMAP_MAYMOVE | MREMAP_FIXED, target)
+    except MapError as error:
+        if error.errno != errno.EINVAL or run.backing is None or run.page_nbytes == PAGE_NBYTES:
+            raise
+        # huge pages move since Linux 5.16; before, they are shown there by their descriptor
+        kernel.replace(target, run.room, run.protection, run.backing.fd, run.offset)
+        kernel.munmap(address, run.room)
+
+
+def _move_huge(source: int, old_nbytes: int, new_nbytes: int, flags: int, target: int) -> int | None:
+    """Lengthen or move shared huge pages, in place or to another address; None for other memory."""
     with AddressSpace() as space:
         vma = space.at(source)
     if (
@@ -174,6 +186,8 @@ def _grow_huge(source: int, old_nbytes: int, new_nbytes: int, flags: int, target
         or (flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE)
     ):
         return None
+    if new_nbytes == old_nbytes and not flags & MREMAP_FIXED:
+        return source
     offset = vma.offset + source - vma.start
     backing = Backing.behind(vma, write=True)
     backing.grow(offset + new_nbytes)

@@ -349,14 +349,15 @@ def test_views_close_in_any_order_and_the_last_one_keeps_the_pages(order: tuple[
     views = [pages.map()]
     views += [views[0].mirror(), mm.mirror(views[0].array()[:0:-1]) is None or views[0].mirror(), pages.map()]
     views[0].array()[0] = 77
-    inode = os.fstat(pages.fileno()).st_ino
+    inode = str(os.fstat(pages.fileno()).st_ino)
     pages.close()
     for index in order[:-1]:
         views[index].close()
         assert views[order[-1]].array()[0] == 77
     views[order[-1]].close()
     del views
-    assert str(inode) not in [line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines()]
+    shared = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert inode not in [line[4] for line in shared if line[1].endswith("s")]
 
 
 def test_closing_under_a_live_array_is_a_buffer_error_and_changes_nothing() -> None:

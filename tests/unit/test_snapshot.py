@@ -20,6 +20,8 @@ from mirrormap import procmaps
 from support import PAGE, run_python
 
 MIB = 1 << 20
+MOVES = mm.probe().move_shared
+CUT = "moved" if MOVES else "overlaid"
 ROW = PAGE // 8
 
 
@@ -70,7 +72,7 @@ def test_what_was_written_is_there_afterwards() -> None:
         live[:] = np.arange(live.size)
         taken = mm.snapshot(live)
         with taken as frozen:
-            assert taken.route == "moved"
+            assert taken.route == CUT
             assert not frozen.flags.writeable
             live[::ROW] = -1
             live[5] = -2
@@ -89,6 +91,7 @@ def test_what_was_written_is_there_afterwards() -> None:
         del frozen, live, again, taken
 
 
+@pytest.mark.skipif(not MOVES, reason="this kernel moves no shared page tables (Linux 5.13)")
 def test_page_tables_come_back() -> None:
     with mm.Pages(8 * MIB) as pages, pages.map(populate=True) as view:
         assert view.address % (2 * MIB) == 0
@@ -213,7 +216,7 @@ def test_bad_input() -> None:
     taken = mm.snapshot(live)
     assert "not taken" in repr(taken)
     with taken:
-        assert "moved" in repr(taken)
+        assert CUT in repr(taken)
         with pytest.raises(mm.MirrorError, match="open already"):
             with taken:
                 pass

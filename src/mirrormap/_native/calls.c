@@ -180,6 +180,21 @@ static PyObject *call_mremap(PyObject *module, PyObject *args)
     return error == 0 ? PyLong_FromUnsignedLongLong(got) : raise_errno(error);
 }
 
+/* replace(address, nbytes, protection, fd, offset): show an object over a range the caller gives up */
+static PyObject *call_replace(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long address, nbytes;
+    int protection, fd, error;
+    long long offset;
+    uintptr_t got;
+    if (!PyArg_ParseTuple(args, "KKiiL", &address, &nbytes, &protection, &fd, &offset))
+        return NULL;
+    WAITING(error, mm_sys_map((uintptr_t)address, (size_t)nbytes, protection, MAP_SHARED | MAP_FIXED, fd,
+                              (int64_t)offset, &got));
+    return none_or(error);
+}
+
 static PyObject *call_readable(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -252,6 +267,7 @@ PyMethodDef call_methods[] = {
     {"fstat", call_fstat, METH_VARARGS, NULL},
     {"munmap", call_munmap, METH_VARARGS, NULL},
     {"mremap", call_mremap, METH_VARARGS, NULL},
+    {"replace", call_replace, METH_VARARGS, NULL},
     {"readable", call_readable, METH_VARARGS, NULL},
     {"vma", maps_vma, METH_VARARGS, NULL},
     {"vmas", maps_vmas, METH_VARARGS, NULL},

@@ -312,6 +312,14 @@ def mremap(address: int, old_nbytes: int, new_nbytes: int, flags: int, target: i
         fail("mremap", error, new_nbytes)
 
 
+def replace(address: int, nbytes: int, protection: int, fd: int, offset: int) -> None:
+    """mmap(MAP_SHARED | MAP_FIXED) over a range that the caller gives up, whatever is there."""
+    try:
+        _core.replace(address, nbytes, protection, fd, offset)
+    except OSError as error:
+        fail("mmap", error, nbytes)
+
+
 def mprotect(region: Region, at: int, nbytes: int, protection: int, label: str = "") -> None:
     """mprotect(region + at, nbytes, protection). EACCES: the file was opened with less."""
     try:
