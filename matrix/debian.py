@@ -27,6 +27,9 @@ NEEDED = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "powerpc64le-linux-gnu-gcc": "gcc-powerpc64le-linux-gnu",
     "s390x-linux-gnu-gcc": "gcc-s390x-linux-gnu",
+    "/usr/aarch64-linux-gnu/include/limits.h": "libc6-dev-arm64-cross",
+    "/usr/powerpc64le-linux-gnu/include/limits.h": "libc6-dev-ppc64el-cross",
+    "/usr/s390x-linux-gnu/include/limits.h": "libc6-dev-s390x-cross",
 }
 UNUSED = (
     "boot debootstrap proc sys dev var/cache/apt var/lib/apt var/cache/debconf usr/share/doc usr/share/man "
@@ -49,8 +52,8 @@ def run(*command: str | Path, **options: object) -> str:
 
 
 def missing_tools(names: set[str]) -> list[str]:
-    """The Debian packages that bring those of the programs that are not here."""
-    return sorted({NEEDED[name] for name in names if not shutil.which(name)})
+    """The Debian packages that bring those of the programs and headers that are not here."""
+    return sorted({NEEDED[name] for name in names if not (shutil.which(name) or Path(name).exists())})
 
 
 def archive(suite: str) -> str:

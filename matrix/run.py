@@ -131,6 +131,17 @@ def boot(
     return result
 
 
+def tried(cell: Cell, source: tuple[Path, Path, str] | str, *rest: Any) -> dict[str, Any]:
+    """boot(), or why there is nothing to boot, or what went wrong on the way to it."""
+    nothing: dict[str, Any] = {"cell": cell.name, "seconds": 0, "runs": {}}
+    if isinstance(source, str):
+        return {**nothing, "unavailable": source}
+    try:
+        return boot(cell, source, *rest)
+    except (debian.UnavailableError, OSError, ET.ParseError) as error:
+        return {**nothing, "trouble": str(error)}
+
+
 def table(results: list[tuple[Cell, dict[str, Any]]]) -> Table:
     """Kernel, pages, Python, and what became of the tests as whom."""
     shown = Table("kernel", "pages", "Python", "as", "passed", "failed", "skipped", "seconds", title="matrix")
@@ -195,30 +206,41 @@ def main() -> int:
     columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress, ThreadPoolExecutor(2) as pool:
         setup = progress.add_task("kernels and roots", total=len(cells))
-        sources = {}
+        sources: dict[Cell, tuple[Path, Path, str] | str] = {}
         for cell in cells:  # one after another: they share caches
-            sources[cell] = fetched(cell)
+            try:
+                sources[cell] = fetched(cell)
+            except debian.UnavailableError as error:
+                sources[cell] = str(error)
             progress.advance(setup)
         wheel = build.wheel()
         jobs = [
             pool.submit(
-                boot, cell, sources[cell], wheel, tests, progress, progress.add_task(cell.name, total=100)
+                tried, cell, sources[cell], wheel, tests, progress, progress.add_task(cell.name, total=100)
             )
             for cell in cells
         ]
         results = [(cell, job.result()) for cell, job in zip(cells, jobs, strict=True)]
     console.print(table(results))
-    failed = False
+    lines, failed = [], False
     for cell, result in results:
         for user in USERS:
-            run = result["runs"].get(user)
-            failed |= run is None or bool(run["failed"])
-            for reason, count in sorted((run or {}).get("skips", {}).items()):
-                console.print(
-                    f"{cell.name} as {user}: {count} skipped: {reason}", markup=False, highlight=False
-                )
-            for name in (run or {}).get("failures", []):
-                console.print(f"{cell.name} as {user}: FAILED {name}", markup=False, highlight=False)
+            run = result["runs"].get(user, {"failed": 0, "skips": {}, "failures": []})
+            failed |= bool(run["failed"])
+            lines += [
+                f"{cell.name} as {user}: {count} skipped: {why}"
+                for why, count in sorted(run["skips"].items())
+            ]
+            lines += [f"{cell.name} as {user}: FAILED {name}" for name in run["failures"]]
+        if "unavailable" in result:
+            lines.append(f"{cell.name}: the archive has no such kernel or root: {result['unavailable']}")
+        elif len(result["runs"]) < len(USERS):
+            failed = True
+            lines.append(
+                f"{cell.name}: no report: {result.get('trouble', 'the guest did not end by itself')}"
+            )
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
     (RESULTS / "results.json").write_text(json.dumps([result for _, result in results], indent=1))
     console.print(f"{time.monotonic() - begun:.0f} s; reports and logs in {RESULTS.relative_to(build.ROOT)}")
     return 1 if failed else 0

@@ -238,7 +238,9 @@ def test_population_leaves_no_fault_for_reading_or_writing(write: bool) -> None:
         with view.mirror(populate=True) as other:
             assert stores_without_fault(other.array(), write=write) == 0
         with view.mirror() as lazy:
-            assert stores_without_fault(lazy.array(), write=True) >= 512
+            assert lazy.resident == 0
+            lazy.array()[:] = 1  # its faults go uncounted before Linux 6: the first store to a page tries twice
+            assert lazy.resident == lazy.nbytes
 
 
 def test_population_of_files_is_ready_for_writing(tmp_path: Path) -> None:
