@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays matrix sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays matrix pythons sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -111,6 +111,9 @@ bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitchin
 
 matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
 	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) $(BIN)/python matrix/run.py
+
+pythons: $(VENV)/.installed ## run the tests of the one wheel under every Python that is here
+	$(BIN)/python matrix/pythons.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
