@@ -239,7 +239,9 @@ def test_population_leaves_no_fault_for_reading_or_writing(write: bool) -> None:
             assert stores_without_fault(other.array(), write=write) == 0
         with view.mirror() as lazy:
             assert lazy.resident == 0
-            lazy.array()[:] = 1  # its faults go uncounted before Linux 6: the first store to a page tries twice
+            lazy.array()[:] = (
+                1  # its faults go uncounted before Linux 6: the first store to a page tries twice
+            )
             assert lazy.resident == lazy.nbytes
 
 
