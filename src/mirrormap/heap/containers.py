@@ -1,0 +1,157 @@
+"""Mappings that own their values: bytes and arrays in the heap, dead the moment they are removed.
+
+No Ref to an owned value exists, so none needs marking, and any may move while nobody looks at it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from typing import Any, Generic, TypeVar
+
+from mirrormap.errors import ClosedError
+from mirrormap.kernel import HeapBase
+
+__all__ = ["LRU", "Map"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Map(MutableMapping[K, Any], Generic[K]):
+    """`heap.map()`: keys of Python's, values in the heap. Made by Heap.
+
+    A mutable mapping. Values are bytes-like or ndarrays; `m[key]` is a copy, bytes or an ndarray of
+    the same dtype and shape; `m.view(key)` shows the value where it lies. A value that is removed or
+    replaced gives its memory back at once, or with its last view.
+
+    Not for several threads at once without a lock of their own.
+    Raises: KeyError; MemoryError with the figures, and nothing changed; TypeError; ClosedError.
+    """
+
+    __slots__ = ("__weakref__", "_heap", "_roots")
+
+    def __init__(self, heap: HeapBase) -> None:
+        self._heap = heap
+        self._roots: OrderedDict[K, int] = OrderedDict()
+
+    def __getitem__(self, key: K) -> Any:
+        return self._heap._value(self._roots[key])
+
+    def view(self, key: K) -> memoryview:
+        """A read-only memoryview of a value where it lies, in its dtype and shape; a context manager.
+
+        The value keeps its address, and its bytes, until the view is released, also when it is
+        removed meanwhile. Raises: KeyError; ClosedError.
+        """
+        return self._heap._view(self._roots[key])
+
+    def __setitem__(self, key: K, value: Any) -> None:
+        before = self._roots.get(key)
+        self._roots[key] = self._heap._keep(value)
+        if before is not None:
+            self._heap._forget(before)
+
+    def __delitem__(self, key: K) -> None:
+        self._check_open()
+        self._heap._forget(self._roots.pop(key))
+
+    def __iter__(self) -> Iterator[K]:
+        self._check_open()
+        return iter(self._roots)
+
+    def __contains__(self, key: object) -> bool:
+        self._check_open()
+        return key in self._roots
+
+    def __len__(self) -> int:
+        self._check_open()
+        return len(self._roots)
+
+    def __repr__(self) -> str:
+        what = "closed" if self._heap.closed else f"{len(self):,} values"
+        return f"<{type(self).__name__} {what}>"
+
+    def __del__(self, _closed: type[ClosedError] = ClosedError) -> None:
+        try:
+            for root in self._roots.values():
+                self._heap._forget(root)
+        except (_closed, AttributeError):  # its values are gone already; or it was half made
+            pass
+
+    def _check_open(self) -> None:
+        if self._heap.closed:
+            raise ClosedError("the heap of these values is closed, or another process's")
+
+
+class LRU(Map[K]):
+    """`heap.lru(limit)`: a Map of bounded size that gives up what was used least recently. Made by Heap.
+
+    `limit` counts bytes of payload. Reading a value by `cache[key]`, `view` or `get`, and setting it,
+    make it the last to go; `in` and iteration do not. Iteration goes from the least recently used on.
+    A single value above the limit is ValueError.
+
+    Attributes: limit: in bytes. nbytes: of payload now.
+    """
+
+    __slots__ = ("_nbytes", "_on_evict", "_sizes", "limit")
+
+    def __init__(
+        self, heap: HeapBase, limit: int, on_evict: Callable[[K, Any], object] | None = None
+    ) -> None:
+        super().__init__(heap)
+        self.limit = limit
+        self._nbytes = 0
+        self._sizes: dict[K, int] = {}
+        self._on_evict = on_evict
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload of all values."""
+        self._check_open()
+        return self._nbytes
+
+    def __getitem__(self, key: K) -> Any:
+        value = self._heap._value(self._roots[key])
+        self._roots.move_to_end(key)
+        return value
+
+    def view(self, key: K) -> memoryview:
+        """A read-only memoryview of a value where it lies; see Map.view. A use of it."""
+        view = self._heap._view(self._roots[key])
+        self._roots.move_to_end(key)
+        return view
+
+    def __setitem__(self, key: K, value: Any) -> None:
+        nbytes = len(value) if type(value) is bytes else memoryview(value).nbytes
+        if nbytes > self.limit:
+            raise ValueError(f"a value of {nbytes:,} bytes does not fit into a cache of {self.limit:,}")
+        roots, sizes = self._roots, self._sizes
+        before = roots.get(key)
+        if before is None:
+            self._make_room(nbytes)
+            roots[key] = self._heap._keep(value)
+            self._nbytes += nbytes
+        else:
+            root = self._heap._keep(value)
+            roots[key] = root
+            roots.move_to_end(key)
+            self._nbytes += nbytes - sizes[key]
+            self._heap._forget(before)
+        sizes[key] = nbytes
+        if self._nbytes > self.limit:
+            self._make_room(0)
+
+    def __delitem__(self, key: K) -> None:
+        super().__delitem__(key)
+        self._nbytes -= self._sizes.pop(key)
+
+    def _make_room(self, nbytes: int) -> None:
+        while self._nbytes + nbytes > self.limit:
+            key = next(iter(self._roots))
+            if self._on_evict is not None:
+                value = self._heap._value(self._roots[key])
+                del self[key]
+                self._on_evict(key, value)
+            else:
+                self._heap._forget(self._roots.pop(key))
+                self._nbytes -= self._sizes.pop(key)
