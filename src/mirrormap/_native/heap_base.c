@@ -74,7 +74,7 @@ static void detach(HeapBase *heap)
 static PyObject *heap_detach(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    if (heap_is_ours(self) && heap_of(self)->core.exports != 0) {
+    if (heap_of(self)->core.exports != 0) {
         PyErr_Format(PyExc_BufferError, "%u arrays or memoryviews still show objects of this heap; delete them first",
                      heap_of(self)->core.exports);
         return NULL;

@@ -96,6 +96,8 @@ static void ref_releasebuffer(PyObject *self, Py_buffer *view)
     (void)view;
     if (heap_is_ours(ref_of(self)->heap))
         mm_unpin(core_of(ref_of(self)), ref_of(self)->root);
+    else
+        core_of(ref_of(self))->exports--;   /* a forked child's own count: what it may not unmap yet */
 }
 
 PyObject *ref_array(PyObject *self)

@@ -6,7 +6,7 @@ No Ref to an owned value exists, so none needs marking, and any may move while n
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, ItemsView, Iterator, MutableMapping, ValuesView
 from typing import Any, Generic, TypeVar
 
 from mirrormap.errors import ClosedError
@@ -83,12 +83,30 @@ class Map(MutableMapping[K, Any], Generic[K]):
             raise ClosedError("the heap of these values is closed, or another process's")
 
 
+class _Values(ValuesView[Any]):
+    """Looking at all of a cache is not using it."""
+
+    __slots__ = ()
+    _mapping: LRU[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._mapping._peek(key) for key in self._mapping)
+
+
+class _Items(ItemsView[K, Any]):
+    __slots__ = ()
+    _mapping: LRU[K]
+
+    def __iter__(self) -> Iterator[tuple[K, Any]]:
+        return ((key, self._mapping._peek(key)) for key in self._mapping)
+
+
 class LRU(Map[K]):
     """`heap.lru(limit)`: a Map of bounded size that gives up what was used least recently. Made by Heap.
 
     `limit` counts bytes of payload. Reading a value by `cache[key]`, `view` or `get`, and setting it,
-    make it the last to go; `in` and iteration do not. Iteration goes from the least recently used on.
-    A single value above the limit is ValueError.
+    make it the last to go; `in` and iteration, also of `items()` and `values()`, do not. Iteration
+    goes from the least recently used on. A value above the limit is ValueError.
 
     Attributes: limit: in bytes. nbytes: of payload now.
     """
@@ -140,6 +158,17 @@ class LRU(Map[K]):
         sizes[key] = nbytes
         if self._nbytes > self.limit:
             self._make_room(0)
+
+    def _peek(self, key: K) -> Any:
+        return super().__getitem__(key)
+
+    def values(self) -> ValuesView[Any]:
+        """Copies of all values, the least recently used first; none counts as used."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[K, Any]:
+        """Keys and copies of their values, the least recently used first; none counts as used."""
+        return _Items(self)
 
     def __delitem__(self, key: K) -> None:
         super().__delitem__(key)
