@@ -59,6 +59,10 @@ class Bytes:
     def keys(self) -> list[int]:
         return list(self.values)
 
+    def payload(self) -> float:
+        """Nothing tells what malloc holds for values alone."""
+        return math.nan
+
 
 class Ours:
     def __init__(self, limit: int, target: float) -> None:
@@ -85,6 +89,9 @@ class Ours:
 
     def keys(self) -> list[int]:
         return list(self.cache)
+
+    def payload(self) -> float:
+        return float(self.heap.stats().committed)
 
 
 def engine(name: str, limit: int) -> Any:
@@ -123,6 +130,7 @@ def life(name: str, limit: int, low: int, high: int) -> dict[str, Any]:
 
     def note(phase: str) -> None:
         found[phase] = (real_nbytes() - before) / cache.nbytes
+        found[f"{phase}, payload"] = cache.payload() / cache.nbytes
 
     churn(low, high, limit)
     times.clear()
@@ -167,49 +175,42 @@ class Node:
         self.right: Node | None = None
 
 
+def plant(depth: int) -> Node:
+    node = Node(depth)
+    if depth:
+        node.left, node.right = plant(depth - 1), plant(depth - 1)
+    return node
+
+
+def plant_in(heap: Any, depth: int) -> Any:
+    ref = heap.new(8, 2)
+    if depth:
+        ref[0], ref[1] = plant_in(heap, depth - 1), plant_in(heap, depth - 1)
+    return ref
+
+
 def tree(name: str, count: int) -> dict[str, Any]:
-    """A complete binary tree of `count` nodes with an 8-byte key, linked in order of making."""
-    __import__("mirrormap")
+    """A full binary tree of about `count` nodes with 8 bytes of key, and a collection that finds no garbage."""
+    import mirrormap as mm
+
+    depth = count.bit_length() - 1
+    count = 2 ** (depth + 1) - 1
+    heap = mm.Heap("4GiB")
     gc.collect()
     before = real_nbytes()
     start = time.perf_counter()
-    made: Any
-    if name == "bytes":
-        nodes = [Node(0)]
-        for at in range(1, count):
-            node = Node(at)
-            parent = nodes[(at - 1) // 2]
-            if at % 2:
-                parent.left = node
-            else:
-                parent.right = node
-            nodes.append(node)
-        made = nodes[0]
-        del nodes, node, parent
-        built = time.perf_counter() - start
-        start = time.perf_counter()
-        gc.collect()
-        marked = time.perf_counter() - start
-    else:
-        import mirrormap as mm
-
-        heap = mm.Heap("4GiB")
-        refs = [heap.new(8, 2)]
-        for at in range(1, count):
-            ref = heap.new(8, 2)
-            refs[(at - 1) // 2][(at + 1) % 2] = ref
-            refs.append(ref)
-        made = refs[0]
-        del refs, ref
-        built = time.perf_counter() - start
-        start = time.perf_counter()
-        heap.collect()
-        marked = time.perf_counter() - start
-        assert heap.stats().marked >= count
-    gc.collect()
+    made = plant(depth) if name == "bytes" else plant_in(heap, depth)
+    built = time.perf_counter() - start
     held = (real_nbytes() - before) / count
+    start = time.perf_counter()
+    if name == "bytes":
+        gc.collect()
+    else:
+        heap.collect()
+        assert heap.stats().marked == count
+    took = time.perf_counter() - start
     assert made is not None
-    return {"bytes a node": held, "build, s": built, "full collection, s": marked}
+    return {"nodes": count, "bytes a node": held, "build, s": built, "full collection, ms": took * 1e3}
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def main() -> None:
         for field in next(iter(engines.values()))[0]:
             cells = [sorted(each[field] for each in found)[len(found) // 2] for found in engines.values()]
             medians.setdefault(row, {})[field] = dict(zip(engines, cells, strict=True))
-            table.add_row(field, *(f"{cell:.2f}" for cell in cells))
+            table.add_row(field, *("" if math.isnan(cell) else f"{cell:.2f}" for cell in cells))
         Console(width=110).print(table)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "heap.json").write_text(json.dumps({"medians": medians, "rounds": rounds}, indent=1))

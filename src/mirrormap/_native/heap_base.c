@@ -140,7 +140,7 @@ static PyObject *heap_ref(PyObject *self, PyObject *number)
     return ref_make(ref_type, self, root, false);
 }
 
-/* _forget(root): a container's value dies, at the latest with its last view */
+/* _forget(root) -> bytes of data; a container's value dies, at the latest with its last view */
 static PyObject *heap_forget(PyObject *self, PyObject *number)
 {
     struct mm_heap *core = heap_open(self);
@@ -150,7 +150,7 @@ static PyObject *heap_forget(PyObject *self, PyObject *number)
     uint64_t nbytes = mm_data_nbytes(mm_header_at(core, core->roots[root].offset));
     mm_forget(core, root);
     mm_pace(core, 4 * nbytes + MM_BLOCK / 64);
-    Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(nbytes);
 }
 
 /* _view(root) -> a read-only memoryview of the value, in its dtype and shape */

@@ -111,7 +111,7 @@ class LRU(Map[K]):
     Attributes: limit: in bytes. nbytes: of payload now.
     """
 
-    __slots__ = ("_nbytes", "_on_evict", "_sizes", "limit")
+    __slots__ = ("_nbytes", "_on_evict", "limit")
 
     def __init__(
         self, heap: HeapBase, limit: int, on_evict: Callable[[K, Any], object] | None = None
@@ -119,7 +119,6 @@ class LRU(Map[K]):
         super().__init__(heap)
         self.limit = limit
         self._nbytes = 0
-        self._sizes: dict[K, int] = {}
         self._on_evict = on_evict
 
     @property
@@ -143,19 +142,17 @@ class LRU(Map[K]):
         nbytes = len(value) if type(value) is bytes else memoryview(value).nbytes
         if nbytes > self.limit:
             raise ValueError(f"a value of {nbytes:,} bytes does not fit into a cache of {self.limit:,}")
-        roots, sizes = self._roots, self._sizes
+        roots = self._roots
         before = roots.get(key)
         if before is None:
-            self._make_room(nbytes)
+            if self._nbytes + nbytes > self.limit:
+                self._make_room(nbytes)
             roots[key] = self._heap._keep(value)
             self._nbytes += nbytes
-        else:
-            root = self._heap._keep(value)
-            roots[key] = root
-            roots.move_to_end(key)
-            self._nbytes += nbytes - sizes[key]
-            self._heap._forget(before)
-        sizes[key] = nbytes
+            return
+        roots[key] = self._heap._keep(value)
+        roots.move_to_end(key)
+        self._nbytes += nbytes - self._heap._forget(before)
         if self._nbytes > self.limit:
             self._make_room(0)
 
@@ -171,16 +168,16 @@ class LRU(Map[K]):
         return _Items(self)
 
     def __delitem__(self, key: K) -> None:
-        super().__delitem__(key)
-        self._nbytes -= self._sizes.pop(key)
+        self._check_open()
+        self._nbytes -= self._heap._forget(self._roots.pop(key))
 
     def _make_room(self, nbytes: int) -> None:
+        roots, forget = self._roots, self._heap._forget
         while self._nbytes + nbytes > self.limit:
-            key = next(iter(self._roots))
-            if self._on_evict is not None:
-                value = self._heap._value(self._roots[key])
-                del self[key]
-                self._on_evict(key, value)
-            else:
-                self._heap._forget(self._roots.pop(key))
-                self._nbytes -= self._sizes.pop(key)
+            if self._on_evict is None:
+                self._nbytes -= forget(roots.popitem(last=False)[1])
+                continue
+            key = next(iter(roots))
+            value = self._peek(key)
+            del self[key]
+            self._on_evict(key, value)
