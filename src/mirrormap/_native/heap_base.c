@@ -261,6 +261,17 @@ static PyObject *heap_stats(PyObject *self, PyObject *unused)
                          (double)counters->longest_ns / 1e9);
 }
 
+/* _allow(nbytes): so much may be committed beyond what is, until _look() is called again */
+static PyObject *heap_allow(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    unsigned long long nbytes = PyLong_AsUnsignedLongLong(number);
+    if (core == NULL || PyErr_Occurred())
+        return NULL;
+    core->allowed = core->committed + nbytes;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef heap_methods[] = {
     {"_attach", heap_attach, METH_VARARGS, NULL},
     {"_detach", heap_detach, METH_NOARGS, NULL},
@@ -279,6 +290,7 @@ static PyMethodDef heap_methods[] = {
     {"_collect", heap_collect, METH_NOARGS, NULL},
     {"_verify", heap_verify, METH_NOARGS, NULL},
     {"_stats", heap_stats, METH_NOARGS, NULL},
+    {"_allow", heap_allow, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

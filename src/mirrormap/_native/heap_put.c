@@ -81,22 +81,37 @@ static bool source_open(HeapBase *heap, PyObject *data, struct source *source)
 
 static uint64_t no_room(const struct mm_heap *core, uint64_t nbytes, int error)
 {
-    uint64_t live = core->runs_live;
+    uint64_t live = core->runs_live, ceiling = core->limit < core->allowed ? core->limit : core->allowed;
     for (int lane = 0; lane < MM_LANES; lane++)
         live += core->lanes[lane].live;
     PyErr_Format(PyExc_MemoryError,
-                 "no room for %llu bytes (%s): the heap holds %llu of at most %llu bytes, %llu of them in objects, "
+                 "no room for %llu bytes (%s): the heap holds %llu of at most %llu bytes%s, %llu of them in objects, "
                  "%llu pinned by views",
                  (unsigned long long)nbytes, strerror(error), (unsigned long long)core->committed,
-                 (unsigned long long)core->limit, (unsigned long long)live, (unsigned long long)core->pinned);
+                 (unsigned long long)ceiling, ceiling < core->limit ? ", more than which the memory cgroup does not allow" : "",
+                 (unsigned long long)live, (unsigned long long)core->pinned);
     return 0;
 }
 
-/* A new object; the heap is collected where it does not fit at first. 0: MemoryError. */
-static uint64_t make(struct mm_heap *core, bool owned, const struct mm_shape *shape)
+/* Ask what the memory cgroup allows by now. */
+static bool look(PyObject *self)
 {
+    PyObject *answer = PyObject_CallMethod(self, "_look", NULL);
+    Py_XDECREF(answer);
+    return answer != NULL && heap_open(self) != NULL;
+}
+
+/* A new object; the heap is collected where it does not fit at first. 0: MemoryError, or what look raised. */
+static uint64_t make(PyObject *self, bool owned, const struct mm_shape *shape)
+{
+    struct mm_heap *core = &heap_of(self)->core;
     int error;
     uint64_t offset = mm_allocate(core, owned, shape, &error);
+    if (offset != 0)
+        return offset;
+    if (!look(self))
+        return 0;
+    offset = mm_allocate(core, owned, shape, &error);
     if (offset == 0 && mm_collect(core) == 0)
         offset = mm_allocate(core, owned, shape, &error);
     return offset != 0 ? offset : no_room(core, shape->nbytes, error);
@@ -125,7 +140,7 @@ PyObject *heap_put(PyObject *self, PyObject *data)
         return NULL;
     /* again: the buffer may have been made by a Python function */
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(core, false, &source.shape) : 0;
+    uint64_t offset = core != NULL ? make(self, false, &source.shape) : 0;
     if (offset != 0)
         fill(core, offset, &source);
     source_done(&source);
@@ -146,7 +161,7 @@ PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
         return NULL;
     }
     struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .nrefs = (uint32_t)nrefs};
-    uint64_t offset = make(core, false, &shape);
+    uint64_t offset = make(self, false, &shape);
     if (offset == 0)
         return NULL;
     memset(mm_header_at(core, offset) + 1, 0, (size_t)nbytes);
@@ -160,7 +175,7 @@ PyObject *heap_keep(PyObject *self, PyObject *data)
     if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
         return NULL;
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(core, true, &source.shape) : 0;
+    uint64_t offset = core != NULL ? make(self, true, &source.shape) : 0;
     uint32_t root = 0;
     if (offset != 0) {
         fill(core, offset, &source);

@@ -8,16 +8,16 @@ Python holds objects by Refs; the heap may move whatever nobody has a view of.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Hashable
-from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, Literal
 
-from mirrormap.errors import CorruptError, MapError
+from mirrormap import cgroups
+from mirrormap.errors import CorruptError
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.reports import Census, HeapStats
 from mirrormap.heap.roots import Roots, Weak
 from mirrormap.kernel import HeapBase, Ref
+from mirrormap.lifetime import Closing
 from mirrormap.pages import Pages
 from mirrormap.units import Size, as_nbytes, format_nbytes, next_power_of_two
 
@@ -26,11 +26,11 @@ __all__ = ["Heap"]
 _LEAST_NBYTES: Final = 1 << 20
 _MOST_NBYTES: Final = 1 << 40
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
+_ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
+_SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
 
-K = TypeVar("K", bound=Hashable)
 
-
-class Heap(HeapBase):
+class Heap(HeapBase, Closing):
     """A garbage-collected heap outside CPython's, which gives memory back.
 
     Args:
@@ -42,8 +42,9 @@ class Heap(HeapBase):
             full. Values of containers die, and are moved together, without it.
 
     An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
-    it; cycles die. All memory is committed before it is handed out: a full heap, or system, is a
-    collection and then a MemoryError, never a SIGBUS.
+    it; cycles die. All memory is committed before it is handed out: a full heap, system or memory
+    cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
+    64 MiB, as best effort: others take memory meanwhile.
 
     A context manager. Every call holds the interpreter's lock throughout, a collection too, so threads
     may share a heap. It belongs to the process that made it: in a forked child its calls raise
@@ -77,6 +78,7 @@ class Heap(HeapBase):
         self._attach(
             self._mapping._live, self._pages.fileno(), self._pages.page_size, limit, round(target * 1000)
         )
+        self._look()
 
     @property
     def roots(self) -> Roots:
@@ -106,6 +108,7 @@ class Heap(HeapBase):
         Raises: MemoryError when there is no memory for the marks: nothing was collected then;
             ClosedError.
         """
+        self._look()
         self._collect()
 
     def stats(self) -> HeapStats:
@@ -133,19 +136,15 @@ class Heap(HeapBase):
         self._mapping.close()
         self._pages.close()
 
-    def __enter__(self) -> Self:
+    @property
+    def _live(self) -> Heap:
         _ = self._stats()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-            return
-        # the exception in flight is what matters; a view that its traceback keeps holds the heap open
-        with contextlib.suppress(BufferError, MapError):
-            self.close()
+    def _look(self) -> None:
+        """Before more pages are committed: reaching the limit of a memory cgroup is no errno but a kill."""
+        left = cgroups.memory_left()
+        self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
 
     def __repr__(self) -> str:
         if self.closed:

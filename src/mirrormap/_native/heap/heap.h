@@ -99,6 +99,7 @@ struct mm_heap {
     unsigned shift, page_shift;
     uint64_t good;                     /* the good colour, in place */
     uint64_t limit, committed;         /* bytes */
+    uint64_t allowed;                  /* committed bytes up to which nothing outside need be asked */
     unsigned target;                   /* held per live bytes, in thousandths */
     struct mm_block *blocks;
     uint32_t count, hint;              /* blocks; none below `hint` is free */

@@ -85,13 +85,20 @@ void mm_heap_close(struct mm_heap *heap)
     *heap = (struct mm_heap){0};
 }
 
+/* How much may be committed when `reserve` bytes are to be left alone. */
+static uint64_t ceiling(const struct mm_heap *heap, uint64_t reserve)
+{
+    uint64_t limit = heap->limit > reserve ? heap->limit - reserve : 0;
+    return limit < heap->allowed ? limit : heap->allowed;
+}
+
 int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t reserve)
 {
     struct mm_block *block = &heap->blocks[index];
     uint64_t missing = mm_pages(heap, 0, end) & ~block->held;
     if (missing == 0)
         return 0;
-    uint64_t limit = heap->limit > reserve ? heap->limit - reserve : 0;
+    uint64_t limit = ceiling(heap, reserve);
     unsigned first = (unsigned)__builtin_ctzll(missing), last = 64 - (unsigned)__builtin_clzll(missing);
     unsigned ahead = last + (MM_AHEAD >> heap->page_shift), all = MM_BLOCK >> heap->page_shift;
     uint64_t more = page_mask(first, ahead < all ? ahead : all) & ~block->held;
@@ -258,7 +265,7 @@ static int commit_run(struct mm_heap *heap, uint32_t index, uint64_t nbytes)
 
 uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, int *error)
 {
-    uint64_t limit = heap->limit > reserve ? heap->limit - reserve : 0;
+    uint64_t limit = ceiling(heap, reserve);
     uint64_t span = (nbytes + MM_BLOCK - 1) >> MM_BLOCK_SHIFT;
     *error = ENOMEM;
     if (nbytes > limit || span >= heap->count)
