@@ -17,10 +17,9 @@ from support import succeeds
 def test_a_full_memory_cgroup_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     heap = mm.Heap("256MiB")
     monkeypatch.setattr(cgroups, "memory_left", lambda: (100 << 20) - heap.stats().committed)
-    kept = []
+    kept: list[mm.Ref] = []
     with pytest.raises(MemoryError, match="the memory cgroup does not allow"):
-        for _ in range(10_000):
-            kept.append(heap.put(bytes(50_000)))
+        kept.extend(heap.put(bytes(50_000)) for _ in range(10_000))
     assert 90 << 20 < heap.stats().committed <= 96 << 20
     heap.verify()
     del kept[::2]
