@@ -64,6 +64,15 @@ def test_a_heap_that_was_never_made_is_closed() -> None:
         mm.Ref()
 
 
+def test_a_heap_is_made_once() -> None:
+    with mm.Heap("1MiB") as heap:
+        ref = heap.put(b"kept")
+        with pytest.raises(mm.MirrorError, match="already"):
+            heap.__init__("2MiB")  # type: ignore[misc]
+        assert bytes(ref) == b"kept"
+        heap.verify()
+
+
 def test_dropping_it_with_refs_and_views_alive() -> None:
     view = mm.Heap("1MiB").put(b"alive").array
     gc.collect()

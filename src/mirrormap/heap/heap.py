@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from mirrormap import cgroups
-from mirrormap.errors import CorruptError
+from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.reports import Census, HeapStats
 from mirrormap.heap.roots import Roots, Weak
@@ -70,6 +70,8 @@ class Heap(HeapBase, Closing):
             raise ValueError(f"target {target} must be between 1.02 and 100 bytes held per live byte")
         if collector != "manual":
             raise ValueError(f"collector {collector!r} must be 'manual'")
+        if not self.closed:
+            raise MirrorError("this heap is made already")
         self._max_nbytes = limit
         self._target = target
         self._names: dict[str, int] = {}
