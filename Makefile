@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays matrix pythons sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-heap matrix pythons sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -108,6 +108,9 @@ bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, agai
 
 bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
+
+bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes
+	$(BIN)/python bench/heap.py
 
 matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
 	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) $(BIN)/python matrix/run.py

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mirrormap"
 PYTHON = sorted(SOURCE.rglob("*.py"))
-NATIVE = sorted((SOURCE / "_native").glob("*.[ch]"))
+NATIVE = sorted((SOURCE / "_native").rglob("*.[ch]"))
 
 
 def tracked() -> list[Path]:

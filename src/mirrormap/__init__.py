@@ -20,8 +20,9 @@ from mirrormap.errors import (
 )
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
+from mirrormap.heap import LRU, Census, Heap, HeapStats, Map, Roots, Weak
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
-from mirrormap.kernel import Message, Reservation
+from mirrormap.kernel import Message, Ref, Reservation
 from mirrormap.mapping import Mapping
 from mirrormap.members import Peer
 from mirrormap.mirror import mirror
@@ -42,12 +43,17 @@ __all__ = [
     "Allocator",
     "BusyError",
     "Capabilities",
+    "Census",
     "Channel",
     "ClosedError",
     "CorruptError",
     "Footprint",
     "Growable",
     "Handle",
+    "Heap",
+    "HeapStats",
+    "LRU",
+    "Map",
     "MapError",
     "Mapping",
     "Message",
@@ -63,12 +69,15 @@ __all__ = [
     "Peer",
     "Reader",
     "Receiver",
+    "Ref",
     "Reservation",
     "Ring",
+    "Roots",
     "Vma",
     "Snapshot",
     "Sender",
     "SenderGone",
+    "Weak",
     "WriterGone",
     "copyto",
     "empty",

@@ -1,6 +1,7 @@
 /* The extension: a table of calls and the types. */
 #define _GNU_SOURCE
 #include "channel.h"
+#include "heap_types.h"
 #include "ring.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **keep)
@@ -34,6 +35,10 @@ static int exec_core(PyObject *module)
         || add_type(module, "ReceiverBase", &receiver_spec, end_type, NULL) < 0
         || add_type(module, "Message", &message_spec, NULL, &message_type) < 0
         || add_type(module, "Reservation", &reservation_spec, NULL, &reservation_type) < 0)
+        return -1;
+    if (add_type(module, "HeapBase", &heap_spec, NULL, &heap_type) < 0
+        || add_type(module, "Ref", &ref_spec, NULL, &ref_type) < 0
+        || add_type(module, "Lens", &lens_spec, NULL, &lens_type) < 0)
         return -1;
     return 0;
 }

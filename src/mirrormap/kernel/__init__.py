@@ -16,9 +16,11 @@ from mirrormap import _core
 from mirrormap._core import (
     End,
     Exporter,
+    HeapBase,
     Message,
     Places,
     ReceiverBase,
+    Ref,
     Region,
     Reservation,
     RingBase,
@@ -42,9 +44,8 @@ from mirrormap.kernel.inquiries import (
 )
 
 __all__ = [
-    "PAGE_NBYTES", "End", "Exporter", "FileInfo", "Message", "Places", "ReceiverBase", "Region",
-    "Reservation",
-    "RingBase", "SenderBase", "Span", "VmaInfo", "VmaTuple",
+    "PAGE_NBYTES", "End", "Exporter", "FileInfo", "HeapBase", "Message", "Places", "ReceiverBase", "Ref",
+    "Region", "Reservation", "RingBase", "SenderBase", "Span", "VmaInfo", "VmaTuple",
     "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
     "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
     "allocator_trim",

@@ -1,0 +1,275 @@
+"""Heap against CPython's dict of bytes: memory held through a cache's life, its operations, a tree.
+
+Every engine runs in a process of its own, in turns; memory is what /proc/self/smaps_rollup adds to what the
+process held before the cache was made, each page counted once (Pss). Numbers of the issue are in the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MIB = 1 << 20
+HEADROOM = 3  # max_bytes, in live bytes
+
+
+def real_nbytes() -> int:
+    """Pages of this process, each once: private ones and its share of what others map too."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("no Pss in smaps_rollup")
+
+
+class Bytes:
+    """What a Python programmer does today: an OrderedDict of bytes, bounded by hand."""
+
+    def __init__(self, limit: int) -> None:
+        self.values: OrderedDict[int, bytes] = OrderedDict()
+        self.limit, self.nbytes = limit, 0
+
+    def put(self, key: int, data: memoryview) -> None:
+        before = self.values.pop(key, None)
+        if before is not None:
+            self.nbytes -= len(before)
+        self.values[key] = bytes(data)
+        self.nbytes += len(data)
+        while self.nbytes > self.limit:
+            self.nbytes -= len(self.values.popitem(last=False)[1])
+
+    def get(self, key: int) -> bytes | None:
+        value = self.values.get(key)
+        if value is not None:
+            self.values.move_to_end(key)
+        return value
+
+    def drop(self, key: int) -> None:
+        self.nbytes -= len(self.values.pop(key))
+
+    def keys(self) -> list[int]:
+        return list(self.values)
+
+    def payload(self) -> float:
+        """Nothing tells what malloc holds for values alone."""
+        return math.nan
+
+
+class Ours:
+    def __init__(self, limit: int, target: float) -> None:
+        import mirrormap as mm
+
+        self.heap = mm.Heap(HEADROOM * limit, target=target)
+        self.cache = self.heap.lru(limit)
+
+    @property
+    def nbytes(self) -> int:
+        return self.cache.nbytes
+
+    def put(self, key: int, data: memoryview) -> None:
+        self.cache[key] = data
+
+    def get(self, key: int) -> Any:
+        try:
+            return self.cache[key]
+        except KeyError:
+            return None
+
+    def drop(self, key: int) -> None:
+        del self.cache[key]
+
+    def keys(self) -> list[int]:
+        return list(self.cache)
+
+    def payload(self) -> float:
+        return float(self.heap.stats().committed)
+
+
+def engine(name: str, limit: int) -> Any:
+    return Bytes(limit) if name == "bytes" else Ours(limit, float(name))
+
+
+def sizes(rng: random.Random, low: int, high: int) -> int:
+    return int(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def life(name: str, limit: int, low: int, high: int) -> dict[str, Any]:
+    """Fill, churn, shift to small, shift to large, shrink or thin; held bytes per live one after each."""
+    source, rng = memoryview(bytes(range(256)) * (high // 256)), random.Random(1)  # noqa: S311
+    __import__("mirrormap")
+    gc.collect()
+    before = real_nbytes()
+    cache = engine(name, limit)
+    found: dict[str, Any] = {}
+    times: list[float] = []
+    count = [0]
+
+    def churn(low: int, high: int, volume: int) -> None:
+        span = int(limit / ((high - low) / math.log(high / low)) * 2)
+        clock = time.perf_counter
+        while volume > 0:
+            key = rng.randrange(span)
+            start = clock()
+            got = cache.get(key)
+            if got is None:
+                nbytes = sizes(rng, low, high)
+                start = clock()
+                cache.put(key, source[:nbytes])
+                volume -= nbytes
+            times.append(clock() - start)
+            count[0] += 1
+
+    def note(phase: str) -> None:
+        found[phase] = (real_nbytes() - before) / cache.nbytes
+        found[f"{phase}, payload"] = cache.payload() / cache.nbytes
+
+    churn(low, high, limit)
+    times.clear()
+    count[0] = 0
+    churn(low, high, limit)
+    found["kops/s"] = count[0] / sum(times) / 1e3
+    times.sort()
+    found["p99.9, us"] = times[int(len(times) * 0.999)] * 1e6
+    note("churn")
+    churn(low, max(low * 2, high // 16), limit)
+    note("shift to small")
+    churn(max(low, high // 4), high, limit)
+    note("shift to large")
+    churn(low, high, 2 * limit)
+    note("back")
+    target = cache.nbytes // 4
+    oldest_first = cache.keys()  # an LRU whose limit was lowered
+    for key in oldest_first:
+        if cache.nbytes <= target:
+            break
+        cache.drop(key)
+    time.sleep(0.25)
+    note("shrink to 1/4")
+    target = cache.nbytes // 4
+    keys = cache.keys()
+    rng.shuffle(keys)
+    for key in keys:
+        if cache.nbytes <= target:
+            break
+        cache.drop(key)
+    time.sleep(0.25)
+    note("scattered 1/16")
+    return found
+
+
+class Node:
+    __slots__ = ("key", "left", "right")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.left: Node | None = None
+        self.right: Node | None = None
+
+
+def plant(depth: int) -> Node:
+    node = Node(depth)
+    if depth:
+        node.left, node.right = plant(depth - 1), plant(depth - 1)
+    return node
+
+
+def plant_in(heap: Any, depth: int) -> Any:
+    ref = heap.new(8, 2)
+    if depth:
+        ref[0], ref[1] = plant_in(heap, depth - 1), plant_in(heap, depth - 1)
+    return ref
+
+
+def tree(name: str, count: int) -> dict[str, Any]:
+    """A full binary tree of about `count` nodes with 8 bytes of key, and a collection that finds no garbage."""
+    import mirrormap as mm
+
+    depth = count.bit_length() - 1
+    count = 2 ** (depth + 1) - 1
+    heap = mm.Heap("4GiB")
+    gc.collect()
+    before = real_nbytes()
+    start = time.perf_counter()
+    made = plant(depth) if name == "bytes" else plant_in(heap, depth)
+    built = time.perf_counter() - start
+    held = (real_nbytes() - before) / count
+    start = time.perf_counter()
+    if name == "bytes":
+        gc.collect()
+    else:
+        heap.collect()
+        assert heap.stats().marked == count
+    took = time.perf_counter() - start
+    assert made is not None
+    return {"nodes": count, "bytes a node": held, "build, s": built, "full collection, ms": took * 1e3}
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(done.stdout))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=256, help="live bytes of the cache")
+    parser.add_argument("--nodes", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        what, name, *numbers = options.one
+        found = life(name, *map(int, numbers)) if what == "life" else tree(name, int(numbers[0]))
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    limit = options.mib * MIB
+    work = {
+        f"#1 #2 #5: {options.mib} MiB of 64 B to 64 KiB": (
+            "life",
+            [limit, 64, 65536],
+            ["1.10", "1.05", "bytes"],
+        ),
+        f"#3: {options.mib // 4} MiB of 64 B to 2 KiB": ("life", [limit // 4, 64, 2048], ["1.10", "bytes"]),
+        f"#7: a tree of {options.nodes:,} nodes": ("tree", [options.nodes], ["1.10", "bytes"]),
+    }
+    rounds: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with Progress() as progress:
+        task = progress.add_task(
+            "heap", total=sum(len(names) for *_, names in work.values()) * options.rounds
+        )
+        for _ in range(options.rounds):  # engines take turns
+            for row, (what, numbers, names) in work.items():
+                for name in names:
+                    found = run([what, name, *map(str, numbers)])
+                    rounds.setdefault(row, {}).setdefault(name, []).append(found)
+                    progress.advance(task)
+    medians: dict[str, Any] = {}
+    for row, engines in rounds.items():
+        table = Table(
+            "", *(f"Heap, target {name}" if name != "bytes" else "CPython" for name in engines), title=row
+        )
+        for field in next(iter(engines.values()))[0]:
+            cells = [sorted(each[field] for each in found)[len(found) // 2] for found in engines.values()]
+            medians.setdefault(row, {})[field] = dict(zip(engines, cells, strict=True))
+            table.add_row(field, *("" if math.isnan(cell) else f"{cell:.2f}" for cell in cells))
+        Console(width=110).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "heap.json").write_text(json.dumps({"medians": medians, "rounds": rounds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+/* The heap: objects in the pages of one sparse object in memory, found by offset, moved when that
+ * gives pages back. No Python here. One thread at a time: the caller holds the interpreter's lock.
+ *
+ * The offset space is cut into blocks. A block is
+ *
+ *     FREE -> OWNED | BYTES | OBJECTS   filled from the front, its holes never reused
+ *          -> RUN, RUN_BODY ...         one large value that never moves
+ *     BYTES | OBJECTS -> GONE -> FREE   evacuated: no pages, but a table that says where things went,
+ *                                       until the next marking has mended every reference
+ *
+ * A reference inside the heap is `offset | colour << shift`; 0 is none. A reference of the good colour
+ * is right as it stands; another may name a place in a GONE block and is mended when it is loaded. */
+#ifndef MIRRORMAP_HEAP_H
+#define MIRRORMAP_HEAP_H
+
+#include "../sys.h"
+
+enum {
+    MM_GRANULE = 16,                   /* objects begin at multiples of it */
+    MM_BLOCK_SHIFT = 18,
+    MM_BLOCK = 1 << MM_BLOCK_SHIFT,
+    MM_BITMAP = MM_BLOCK / MM_GRANULE / 64,  /* words of a bitmap with one bit a granule */
+    MM_LARGE = 1 << 16,                /* what takes more has a run of its own */
+    MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
+    MM_SLICE = 4 << 20,                /* bytes of a run given back in one call */
+    MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
+    MM_FULL = 62,                      /* a block from this bucket on is not worth moving */
+};
+
+enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_EDGE };
+enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
+
+/* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each */
+struct mm_object {
+    uint32_t root;                     /* its root slot, or 0 */
+    uint32_t nrefs;
+    uint32_t low;                      /* bytes of data, the low 32 bits */
+    uint16_t dtype;                    /* 0: plain bytes; else the owner's number for a dtype */
+    uint8_t ndim;
+    uint8_t high;                      /* and the high 8 */
+};
+
+/* What an object is made of. */
+struct mm_shape {
+    uint64_t nbytes;
+    uint32_t nrefs;
+    uint16_t dtype;
+    uint8_t ndim;
+};
+
+/* Where the objects of a GONE block went: `to` in the order of their start bits. */
+struct mm_forward {
+    uint64_t *starts;
+    uint16_t before[MM_BITMAP];        /* start bits in the words before this one */
+    uint64_t to[];
+};
+
+struct mm_block {
+    uint64_t *starts, *marks;          /* a bit a granule where an object begins; marks only while marking */
+    struct mm_forward *forward;        /* GONE */
+    uint64_t held;                     /* a bit a page the kernel holds for it */
+    uint32_t used;                     /* bytes filled */
+    uint32_t live;                     /* bytes of objects not known to be dead; RUN: unused */
+    uint32_t marked;                   /* bytes marked so far; RUN: 1 */
+    uint32_t pins;                     /* pinned objects in it */
+    uint32_t span;                     /* RUN: its blocks */
+    uint32_t previous, next;           /* neighbours in a bucket or the pool */
+    uint8_t kind;
+    uint8_t linked;                    /* its bucket + 1, or 0 */
+    bool open;                         /* being filled */
+    bool owned;                        /* RUN: by a container */
+};
+
+struct mm_lane {
+    uint32_t open[2];                  /* filled by allocation, and by evacuation; 0: none */
+    uint32_t buckets[MM_BUCKETS];      /* closed blocks without pins */
+    uint64_t held, live;               /* bytes */
+};
+
+enum mm_root_kind { MM_UNUSED, MM_ROOT, MM_VALUE };
+
+/* A way in from outside. A ROOT lives while it has holders; a container's VALUE until it is dropped
+ * and nobody looks at it any more. */
+struct mm_root {
+    uint64_t offset;                   /* UNUSED: the next free one */
+    uint32_t holders;
+    uint32_t exports;
+    uint32_t kind;
+};
+
+struct mm_counters {
+    uint64_t collections, copied, returned, marked, moved;
+    int64_t longest_ns;
+};
+
+struct mm_heap {
+    unsigned char *base;
+    int fd;
+    unsigned shift, page_shift;
+    uint64_t good;                     /* the good colour, in place */
+    uint64_t limit, committed;         /* bytes */
+    uint64_t allowed;                  /* committed bytes up to which nothing outside need be asked */
+    unsigned target;                   /* held per live bytes, in thousandths */
+    struct mm_block *blocks;
+    uint32_t count, hint;              /* blocks; none below `hint` is free */
+    uint64_t *taken;                   /* a bit a block that is not FREE, or in the pool */
+    uint32_t pool, pooled;             /* free blocks that hold pages */
+    struct mm_lane lanes[MM_LANES];
+    uint64_t runs_live;                /* bytes of objects in runs */
+    uint64_t pinned;                   /* bytes that live exports hold in place */
+    uint32_t exports;
+    struct mm_root *roots;
+    uint32_t root_count, root_free;
+    uint64_t *weak;                    /* offset of what is pointed at; 0: dead; odd: a free slot */
+    uint32_t weak_count, weak_free;
+    uint64_t *stack;                   /* of marking: objects whose references are to be looked at */
+    size_t stack_count, stack_room;
+    uint32_t gone;                     /* a list of GONE blocks, through `next` */
+    struct mm_counters counters;
+};
+
+static inline uint32_t mm_block_at(uint64_t offset)
+{
+    return (uint32_t)(offset >> MM_BLOCK_SHIFT);
+}
+
+static inline struct mm_object *mm_header_at(const struct mm_heap *heap, uint64_t offset)
+{
+    return (struct mm_object *)(void *)(heap->base + offset);
+}
+
+static inline uint64_t mm_data_nbytes(const struct mm_object *header)
+{
+    return header->low | (uint64_t)header->high << 32;
+}
+
+/* Where the shape begins, counted from the header. */
+static inline uint64_t mm_shape_at(const struct mm_object *header)
+{
+    return (sizeof *header + mm_data_nbytes(header) + 7) & ~(uint64_t)7;
+}
+
+static inline _Atomic uint64_t *mm_slots(struct mm_object *header)
+{
+    return (_Atomic uint64_t *)(void *)((unsigned char *)header + mm_shape_at(header) + 8u * header->ndim);
+}
+
+/* Bytes it takes, with its header. */
+static inline uint64_t mm_object_nbytes(const struct mm_object *header)
+{
+    uint64_t nbytes = mm_shape_at(header) + 8u * header->ndim + 8ull * header->nrefs;
+    return (nbytes + MM_GRANULE - 1) & ~(uint64_t)(MM_GRANULE - 1);
+}
+
+static inline size_t mm_granule(uint64_t offset)
+{
+    return (size_t)(offset % MM_BLOCK) / MM_GRANULE;
+}
+
+static inline bool mm_bit(const uint64_t *words, size_t index)
+{
+    return (words[index / 64] >> (index % 64) & 1) != 0;
+}
+
+static inline bool mm_is_lane(const struct mm_block *block)
+{
+    return block->kind >= MM_OWNED && block->kind <= MM_OBJECTS;
+}
+
+/* space.c: blocks and their pages. 0 or an errno; nothing has changed then. */
+int mm_heap_open(struct mm_heap *heap);
+void mm_heap_close(struct mm_heap *heap);
+/* Pages for [0, end) of a block, and some more; `reserve` bytes below the limit are left alone. */
+int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t reserve);
+/* A block of this kind with nothing in it, or 0. */
+uint32_t mm_take_block(struct mm_heap *heap, enum mm_kind kind);
+void mm_free_block(struct mm_heap *heap, uint32_t index);
+uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, int *error);
+void mm_free_run(struct mm_heap *heap, uint32_t index);
+/* Give back the pages of `pages` that the block holds; those that the kernel will not take stay. */
+void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
+/* Give back what the pool holds. */
+void mm_drain(struct mm_heap *heap);
+uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block);
+/* The pages that hold [start, end) of a block. */
+uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
+
+/* lanes.c: blocks by how full they are, and the objects in them. */
+void mm_link(struct mm_heap *heap, uint32_t index);
+void mm_unlink(struct mm_heap *heap, uint32_t index);
+void mm_relink(struct mm_heap *heap, uint32_t index);
+/* Done filling: what was committed behind the last object goes back. */
+void mm_close_block(struct mm_heap *heap, uint32_t index);
+/* Room for an object in the open block of a lane; `evacuating`: in the other one, from the reserve. */
+uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error);
+/* A new object, its references none, its data and shape whatever lay there; 0: `error` says why. */
+uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *shape, int *error);
+/* A container's value is no more. */
+void mm_release(struct mm_heap *heap, uint64_t offset);
+
+/* roots.c */
+/* The root of an object, made if it has none, with one holder more; 0: no memory. */
+uint32_t mm_hold(struct mm_heap *heap, uint64_t offset);
+void mm_drop(struct mm_heap *heap, uint32_t root);
+/* A container's value: one root, never shared. */
+uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
+void mm_forget(struct mm_heap *heap, uint32_t root);
+void mm_pin(struct mm_heap *heap, uint32_t root);
+void mm_unpin(struct mm_heap *heap, uint32_t root);
+uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);
+void mm_weak_drop(struct mm_heap *heap, uint32_t index);
+
+/* barrier.c: references inside the heap. */
+uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t reference);
+void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset);
+/* Where an object of a GONE block is now. */
+uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
+int mm_forward_new(struct mm_block *block, struct mm_forward **made);
+size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
+
+/* The offset a reference slot names now: the load barrier. */
+static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
+{
+    uint64_t reference = atomic_load_explicit(slot, memory_order_relaxed);
+    if (((reference ^ heap->good) & (uint64_t)3 << heap->shift) == 0)
+        return reference ^ heap->good;
+    return mm_mend(heap, slot, reference);
+}
+
+/* mark.c, evacuate.c, collect.c */
+int mm_mark(struct mm_heap *heap);
+/* The next object of a block from granule `from` on, or MM_BLOCK / MM_GRANULE. */
+size_t mm_next_start(const uint64_t *starts, size_t from);
+void mm_evacuate(struct mm_heap *heap);
+/* Move values that containers own while that lane holds too much, at most `budget` bytes. */
+void mm_pace(struct mm_heap *heap, uint64_t budget);
+/* Mark, evacuate, give back. ENOMEM: nothing was collected. */
+int mm_collect(struct mm_heap *heap);
+
+/* verify.c: a trace of its own. NULL: all is well; else what is not, at `where`. */
+struct mm_census { uint64_t objects, references, bytes; };
+const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *where);
+
+#endif

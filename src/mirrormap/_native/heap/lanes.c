@@ -1,0 +1,148 @@
+/* Blocks that are filled from the front, sorted by how much of what they hold is alive. */
+#define _GNU_SOURCE
+#include "heap.h"
+
+#include <errno.h>
+#include <string.h>
+
+static struct mm_lane *lane_of(struct mm_heap *heap, const struct mm_block *block)
+{
+    return &heap->lanes[block->kind - MM_OWNED];
+}
+
+/* In whole pages, so that a block without garbage is full whatever the page size. */
+static unsigned bucket_of(const struct mm_heap *heap, const struct mm_block *block)
+{
+    uint64_t page = (uint64_t)1 << heap->page_shift, held = mm_block_held(heap, block);
+    uint64_t live = (block->live + page - 1) & ~(page - 1);
+    return live < held ? (unsigned)(live * (MM_BUCKETS - 1) / held) : MM_BUCKETS - 1;
+}
+
+void mm_link(struct mm_heap *heap, uint32_t index)
+{
+    struct mm_block *block = &heap->blocks[index];
+    if (!mm_is_lane(block) || block->open || block->pins != 0 || block->linked != 0)
+        return;
+    unsigned bucket = bucket_of(heap, block);
+    uint32_t *head = &lane_of(heap, block)->buckets[bucket];
+    block->linked = (uint8_t)(bucket + 1);
+    block->previous = 0;
+    block->next = *head;
+    if (block->next != 0)
+        heap->blocks[block->next].previous = index;
+    *head = index;
+}
+
+void mm_unlink(struct mm_heap *heap, uint32_t index)
+{
+    struct mm_block *block = &heap->blocks[index];
+    if (block->linked == 0)
+        return;
+    if (block->previous != 0)
+        heap->blocks[block->previous].next = block->next;
+    else
+        lane_of(heap, block)->buckets[block->linked - 1] = block->next;
+    if (block->next != 0)
+        heap->blocks[block->next].previous = block->previous;
+    block->linked = 0;
+    block->previous = block->next = 0;
+}
+
+void mm_relink(struct mm_heap *heap, uint32_t index)
+{
+    mm_unlink(heap, index);
+    mm_link(heap, index);
+}
+
+void mm_close_block(struct mm_heap *heap, uint32_t index)
+{
+    struct mm_block *block = &heap->blocks[index];
+    struct mm_lane *lane = lane_of(heap, block);
+    for (int which = 0; which < 2; which++)
+        if (lane->open[which] == index)
+            lane->open[which] = 0;
+    block->open = false;
+    mm_punch(heap, index, ~mm_pages(heap, 0, block->used));
+    if (block->live == 0 && block->pins == 0)
+        mm_free_block(heap, index);
+    else
+        mm_link(heap, index);
+}
+
+uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error)
+{
+    struct mm_lane *lane = &heap->lanes[kind - MM_OWNED];
+    uint32_t index = lane->open[evacuating];
+    uint64_t reserve = evacuating ? 0 : MM_BLOCK;
+    *error = ENOMEM;
+    if (index == 0 || heap->blocks[index].used + nbytes > MM_BLOCK) {
+        uint32_t fresh = mm_take_block(heap, kind);
+        if (fresh == 0)
+            return 0;
+        if (index != 0)
+            mm_close_block(heap, index);
+        lane->open[evacuating] = index = fresh;
+        heap->blocks[index].open = true;
+    }
+    struct mm_block *block = &heap->blocks[index];
+    *error = mm_commit_pages(heap, index, block->used + (uint32_t)nbytes, reserve);
+    if (*error != 0)
+        return 0;
+    size_t granule = block->used / MM_GRANULE;
+    uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + block->used;
+    block->starts[granule / 64] |= (uint64_t)1 << (granule % 64);
+    block->used += (uint32_t)nbytes;
+    block->live += (uint32_t)nbytes;
+    lane->live += nbytes;
+    return offset;
+}
+
+uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *shape, int *error)
+{
+    struct mm_object made = {
+        .nrefs = shape->nrefs, .low = (uint32_t)shape->nbytes, .high = (uint8_t)(shape->nbytes >> 32),
+        .dtype = shape->dtype, .ndim = shape->ndim,
+    };
+    uint64_t nbytes = mm_object_nbytes(&made), offset;
+    if (nbytes > MM_LARGE) {
+        uint32_t index = mm_take_run(heap, nbytes, MM_BLOCK, error);
+        offset = (uint64_t)index << MM_BLOCK_SHIFT;
+        if (index == 0)
+            return 0;
+        heap->blocks[index].owned = owned;
+        heap->runs_live += nbytes;
+    } else {
+        enum mm_kind kind = owned ? MM_OWNED : shape->nrefs != 0 ? MM_OBJECTS : MM_BYTES;
+        offset = mm_bump(heap, kind, false, nbytes, error);
+        if (offset == 0)
+            return 0;
+    }
+    struct mm_object *header = mm_header_at(heap, offset);
+    *header = made;
+    memset((void *)mm_slots(header), 0, 8 * (size_t)shape->nrefs);
+    return offset;
+}
+
+void mm_release(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t index = mm_block_at(offset);
+    struct mm_block *block = &heap->blocks[index];
+    uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
+    if (block->kind == MM_RUN) {
+        heap->runs_live -= nbytes;
+        mm_free_run(heap, index);
+        return;
+    }
+    size_t granule = mm_granule(offset);
+    block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
+    block->live -= (uint32_t)nbytes;
+    lane_of(heap, block)->live -= nbytes;
+    if (block->open) {
+        if (block->live == 0)
+            block->used = 0;
+    } else if (block->live == 0) {
+        mm_free_block(heap, index);
+    } else {
+        mm_relink(heap, index);
+    }
+}

@@ -1,0 +1,129 @@
+/* Ways into the heap from outside: roots, values of containers, weak references. */
+#define _GNU_SOURCE
+#include "heap.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A slot of the table, or 0. */
+static uint32_t new_root(struct mm_heap *heap, uint64_t offset, enum mm_root_kind kind)
+{
+    uint32_t root = heap->root_free;
+    if (root != 0) {
+        heap->root_free = (uint32_t)heap->roots[root].offset;
+    } else {
+        /* it is a power of two long, and full, when its count is one */
+        if (heap->root_count >= 64 && (heap->root_count & (heap->root_count - 1)) == 0) {
+            if (heap->root_count > UINT32_MAX / 2)
+                return 0;
+            struct mm_root *longer = realloc(heap->roots, 2 * (size_t)heap->root_count * sizeof *longer);
+            if (longer == NULL)
+                return 0;
+            heap->roots = longer;
+        }
+        root = heap->root_count++;
+    }
+    heap->roots[root] = (struct mm_root){.offset = offset, .kind = kind};
+    mm_header_at(heap, offset)->root = root;
+    return root;
+}
+
+static void free_root(struct mm_heap *heap, uint32_t root)
+{
+    mm_header_at(heap, heap->roots[root].offset)->root = 0;
+    heap->roots[root] = (struct mm_root){.offset = heap->root_free};
+    heap->root_free = root;
+}
+
+uint32_t mm_hold(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t root = mm_header_at(heap, offset)->root;
+    if (root == 0)
+        root = new_root(heap, offset, MM_ROOT);
+    if (root != 0)
+        heap->roots[root].holders++;
+    return root;
+}
+
+void mm_drop(struct mm_heap *heap, uint32_t root)
+{
+    if (--heap->roots[root].holders == 0)
+        free_root(heap, root);
+}
+
+uint32_t mm_keep(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t root = new_root(heap, offset, MM_VALUE);
+    if (root != 0)
+        heap->roots[root].holders = 1;
+    return root;
+}
+
+/* A value lies there until its container let go of it and the last view is gone. */
+static void release_value(struct mm_heap *heap, uint32_t root)
+{
+    struct mm_root *slot = &heap->roots[root];
+    if (slot->holders != 0 || slot->exports != 0)
+        return;
+    uint64_t offset = slot->offset;
+    free_root(heap, root);
+    mm_release(heap, offset);
+}
+
+void mm_forget(struct mm_heap *heap, uint32_t root)
+{
+    heap->roots[root].holders--;
+    release_value(heap, root);
+}
+
+void mm_pin(struct mm_heap *heap, uint32_t root)
+{
+    struct mm_root *slot = &heap->roots[root];
+    heap->exports++;
+    if (slot->exports++ != 0)
+        return;
+    uint32_t index = mm_block_at(slot->offset);
+    heap->pinned += mm_object_nbytes(mm_header_at(heap, slot->offset));
+    if (heap->blocks[index].pins++ == 0)
+        mm_unlink(heap, index);
+}
+
+void mm_unpin(struct mm_heap *heap, uint32_t root)
+{
+    struct mm_root *slot = &heap->roots[root];
+    heap->exports--;
+    if (--slot->exports != 0)
+        return;
+    uint32_t index = mm_block_at(slot->offset);
+    heap->pinned -= mm_object_nbytes(mm_header_at(heap, slot->offset));
+    if (--heap->blocks[index].pins == 0)
+        mm_link(heap, index);
+    if (slot->kind == MM_VALUE)
+        release_value(heap, root);
+}
+
+uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t index = heap->weak_free;
+    if (index != 0) {
+        heap->weak_free = (uint32_t)(heap->weak[index] >> 1);
+    } else {
+        if (heap->weak_count >= 16 && (heap->weak_count & (heap->weak_count - 1)) == 0) {
+            if (heap->weak_count > UINT32_MAX / 2)
+                return 0;
+            uint64_t *longer = realloc(heap->weak, 2 * (size_t)heap->weak_count * sizeof *longer);
+            if (longer == NULL)
+                return 0;
+            heap->weak = longer;
+        }
+        index = heap->weak_count++;
+    }
+    heap->weak[index] = offset;
+    return index;
+}
+
+void mm_weak_drop(struct mm_heap *heap, uint32_t index)
+{
+    heap->weak[index] = (uint64_t)heap->weak_free << 1 | 1;
+    heap->weak_free = index;
+}

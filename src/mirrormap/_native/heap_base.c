@@ -1,0 +1,315 @@
+/* HeapBase: the heap as Python's Heap sees it. Policy, names and containers stand in heap/. */
+#define _GNU_SOURCE
+#include "heap_types.h"
+
+#include "heap_doc.h"
+#include "places.h"
+
+PyTypeObject *heap_type;
+
+HeapBase *heap_of(PyObject *object)
+{
+    return (HeapBase *)object;
+}
+
+bool heap_is_ours(PyObject *self)
+{
+    return heap_of(self)->region != NULL && heap_of(self)->process == this_process;
+}
+
+struct mm_heap *heap_open(PyObject *self)
+{
+    if (heap_is_ours(self))
+        return &heap_of(self)->core;
+    PyErr_SetString(closed_error, heap_of(self)->region == NULL
+                                      ? "this heap is closed"
+                                      : "this heap belongs to the process that made it: make another one in the forked child");
+    return NULL;
+}
+
+/* _attach(region, fd, page_nbytes, limit, target): over the pages that the region shows from offset 0 on */
+static PyObject *heap_attach(PyObject *self, PyObject *args)
+{
+    PyObject *shown;
+    int fd;
+    unsigned page_nbytes, target;
+    unsigned long long limit;
+    if (!PyArg_ParseTuple(args, "O!iIKI", region_type, &shown, &fd, &page_nbytes, &limit, &target))
+        return NULL;
+    HeapBase *heap = heap_of(self);
+    Region *region = region_open(shown);
+    if (region == NULL)
+        return NULL;
+    uint64_t nbytes = region->nbytes;
+    if (heap->region != NULL || (nbytes & (nbytes - 1)) != 0 || nbytes >> MM_BLOCK_SHIFT < 4 || limit > nbytes
+        || nbytes >> MM_BLOCK_SHIFT > UINT32_MAX || page_nbytes > MM_BLOCK || page_nbytes < MM_BLOCK / 64 || target < 1000) {
+        PyErr_SetString(PyExc_ValueError, "_attach: bad sizes");
+        return NULL;
+    }
+    heap->core = (struct mm_heap){
+        .base = (unsigned char *)region->address, .fd = fd, .shift = (unsigned)__builtin_ctzll(nbytes),
+        .page_shift = (unsigned)__builtin_ctz(page_nbytes), .limit = limit, .target = target,
+        .count = (uint32_t)(nbytes >> MM_BLOCK_SHIFT),
+    };
+    if (mm_heap_open(&heap->core) != 0)
+        return PyErr_NoMemory();
+    heap->dtypes = PyList_New(0);
+    heap->numbers = PyDict_New();
+    if (heap->dtypes == NULL || heap->numbers == NULL)
+        return NULL;
+    heap->region = Py_NewRef(shown);
+    heap->process = this_process;
+    Py_RETURN_NONE;
+}
+
+static void detach(HeapBase *heap)
+{
+    mm_heap_close(&heap->core);
+    Py_CLEAR(heap->region);
+    Py_CLEAR(heap->dtypes);
+    Py_CLEAR(heap->numbers);
+}
+
+/* _detach(): nothing is left. BufferError while a view lives. */
+static PyObject *heap_detach(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    if (heap_of(self)->core.exports != 0) {
+        PyErr_Format(PyExc_BufferError, "%u arrays or memoryviews still show objects of this heap; delete them first",
+                     heap_of(self)->core.exports);
+        return NULL;
+    }
+    detach(heap_of(self));
+    Py_RETURN_NONE;
+}
+
+static void heap_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    detach(heap_of(self));
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *heap_get_closed(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(!heap_is_ours(self));
+}
+
+/* --- roots by number, for names and containers ---------------------------------------------- */
+
+uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kind)
+{
+    unsigned long root = PyLong_AsUnsignedLong(number);
+    if (PyErr_Occurred())
+        return 0;
+    if (root == 0 || root >= core->root_count || core->roots[root].kind != kind) {
+        PyErr_SetString(PyExc_ValueError, "no such root");
+        return 0;
+    }
+    return (uint32_t)root;
+}
+
+/* _hold(ref) -> its root, with a holder more, until _drop(root) */
+static PyObject *heap_hold(PyObject *self, PyObject *ref)
+{
+    struct mm_heap *core = heap_open(self);
+    uint64_t offset = core != NULL ? ref_offset(core, self, ref) : 0;
+    return offset != 0 ? PyLong_FromUnsignedLong(mm_hold(core, offset)) : NULL;
+}
+
+static PyObject *heap_drop(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t root = core != NULL ? heap_root(core, number, MM_ROOT) : 0;
+    if (root == 0)
+        return NULL;
+    mm_drop(core, root);
+    Py_RETURN_NONE;
+}
+
+static PyObject *heap_ref(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t root = core != NULL ? heap_root(core, number, MM_ROOT) : 0;
+    if (root == 0)
+        return NULL;
+    core->roots[root].holders++;
+    return ref_make(ref_type, self, root, false);
+}
+
+/* _forget(root) -> bytes of data; a container's value dies, at the latest with its last view */
+static PyObject *heap_forget(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
+    if (root == 0)
+        return NULL;
+    uint64_t nbytes = mm_data_nbytes(mm_header_at(core, core->roots[root].offset));
+    mm_forget(core, root);
+    mm_pace(core, 4 * nbytes + MM_BLOCK / 64);
+    return PyLong_FromUnsignedLongLong(nbytes);
+}
+
+/* _view(root) -> a read-only memoryview of the value, in its dtype and shape */
+static PyObject *heap_view(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
+    if (root == 0)
+        return NULL;
+    bool plain = mm_header_at(core, core->roots[root].offset)->dtype == 0;
+    core->roots[root].holders++;
+    PyObject *lens = ref_make(lens_type, self, root, false);
+    PyObject *array = lens != NULL && !plain ? ref_array(lens) : Py_XNewRef(lens);
+    PyObject *view = array != NULL ? PyMemoryView_FromObject(array) : NULL;
+    Py_XDECREF(array);
+    Py_XDECREF(lens);
+    return view;
+}
+
+/* --- weak references -------------------------------------------------------------------------- */
+
+static PyObject *heap_weak(PyObject *self, PyObject *ref)
+{
+    struct mm_heap *core = heap_open(self);
+    uint64_t offset = core != NULL ? ref_offset(core, self, ref) : 0;
+    if (offset == 0)
+        return NULL;
+    uint32_t index = mm_weak_new(core, offset);
+    return index != 0 ? PyLong_FromUnsignedLong(index) : PyErr_NoMemory();
+}
+
+static uint32_t take_weak(struct mm_heap *core, PyObject *number)
+{
+    unsigned long index = PyLong_AsUnsignedLong(number);
+    if (PyErr_Occurred())
+        return 0;
+    if (index == 0 || index >= core->weak_count || core->weak[index] % 2 != 0) {
+        PyErr_SetString(PyExc_ValueError, "no such weak reference");
+        return 0;
+    }
+    return (uint32_t)index;
+}
+
+static PyObject *heap_weak_ref(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t index = core != NULL ? take_weak(core, number) : 0;
+    if (index == 0)
+        return NULL;
+    if (core->weak[index] == 0)
+        Py_RETURN_NONE;
+    uint32_t root = mm_hold(core, core->weak[index]);
+    return root != 0 ? ref_make(ref_type, self, root, false) : PyErr_NoMemory();
+}
+
+/* _weak_drop(index): nothing where the heap is closed or another process's */
+static PyObject *heap_weak_drop(PyObject *self, PyObject *number)
+{
+    uint32_t index = heap_is_ours(self) ? take_weak(&heap_of(self)->core, number) : 0;
+    if (index != 0)
+        mm_weak_drop(&heap_of(self)->core, index);
+    else if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* --- collecting ------------------------------------------------------------------------------- */
+
+static PyObject *heap_collect(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct mm_heap *core = heap_open(self);
+    if (core == NULL)
+        return NULL;
+    if (mm_collect(core) != 0) {
+        PyErr_SetString(PyExc_MemoryError, "no memory to mark with: nothing was collected");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* _verify() -> (objects, references, bytes, what is wrong or None, where) */
+static PyObject *heap_verify(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct mm_heap *core = heap_open(self);
+    if (core == NULL)
+        return NULL;
+    struct mm_census census;
+    uint64_t where;
+    const char *wrong = mm_verify(core, &census, &where);
+    return Py_BuildValue("(KKKzK)", census.objects, census.references, census.bytes, wrong, where);
+}
+
+/* _stats() -> the fields of HeapStats that are counted here, in their order */
+static PyObject *heap_stats(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    struct mm_heap *core = heap_open(self);
+    if (core == NULL)
+        return NULL;
+    uint64_t live = core->runs_live;
+    for (int lane = 0; lane < MM_LANES; lane++)
+        live += core->lanes[lane].live;
+    const struct mm_counters *counters = &core->counters;
+    return Py_BuildValue("(KKKIKKKKKd)", live, core->committed, core->pinned, core->exports, counters->collections,
+                         counters->marked, counters->moved, counters->copied, counters->returned,
+                         (double)counters->longest_ns / 1e9);
+}
+
+/* _allow(nbytes): so much may be committed beyond what is, until _look() is called again */
+static PyObject *heap_allow(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    unsigned long long nbytes = PyLong_AsUnsignedLongLong(number);
+    if (core == NULL || PyErr_Occurred())
+        return NULL;
+    core->allowed = core->committed + nbytes;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef heap_methods[] = {
+    {"_attach", heap_attach, METH_VARARGS, NULL},
+    {"_detach", heap_detach, METH_NOARGS, NULL},
+    {"put", heap_put, METH_O, put_doc},
+    {"new", (PyCFunction)(void (*)(void))heap_new, METH_VARARGS | METH_KEYWORDS, new_doc},
+    {"_hold", heap_hold, METH_O, NULL},
+    {"_drop", heap_drop, METH_O, NULL},
+    {"_ref", heap_ref, METH_O, NULL},
+    {"_keep", heap_keep, METH_O, NULL},
+    {"_value", heap_value, METH_O, NULL},
+    {"_view", heap_view, METH_O, NULL},
+    {"_forget", heap_forget, METH_O, NULL},
+    {"_weak", heap_weak, METH_O, NULL},
+    {"_weak_ref", heap_weak_ref, METH_O, NULL},
+    {"_weak_drop", heap_weak_drop, METH_O, NULL},
+    {"_collect", heap_collect, METH_NOARGS, NULL},
+    {"_verify", heap_verify, METH_NOARGS, NULL},
+    {"_stats", heap_stats, METH_NOARGS, NULL},
+    {"_allow", heap_allow, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef heap_getset[] = {
+    {"closed", heap_get_closed, NULL, "Whether close() was called, or another process made it.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot heap_slots[] = {
+    {Py_tp_doc, "Objects in pages of one sparse object in memory."},
+    {Py_tp_dealloc, heap_dealloc},
+    {Py_tp_methods, heap_methods},
+    {Py_tp_getset, heap_getset},
+    {0, NULL},
+};
+
+PyType_Spec heap_spec = {
+    .name = "mirrormap._core.HeapBase",
+    .basicsize = sizeof(HeapBase),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = heap_slots,
+};

@@ -1,0 +1,39 @@
+/* What help() says of the parts of Heap that are written in C. */
+#ifndef MIRRORMAP_HEAP_DOC_H
+#define MIRRORMAP_HEAP_DOC_H
+
+#define DOC static const char __attribute__((unused))
+
+DOC ref_doc[] =
+    "A hold on one object of a Heap, which lives at least as long. Made by the heap, never called.\n\n"
+    "memoryview(ref), ref.array and np.asarray(ref) show its bytes where they lie, read-only; bytes(ref) copies\n"
+    "them. While any view lives the object keeps its address; otherwise it may move, which nobody can see.\n\n"
+    "ref[i] is a Ref of the object that reference number i leads to, or None; ref[i] = other, or None, stores\n"
+    "one. Refs of one object are equal and hash alike for as long as one of them lives.\n\n"
+    "Raises: ClosedError after the heap was closed, and in a forked child; IndexError; TypeError;\n"
+    "    ValueError for a Ref of another heap; MemoryError.";
+
+DOC array_doc[] =
+    "Its bytes as a read-only ndarray, no copy: of the dtype and shape that were put, else of uint8.";
+
+DOC writable_doc[] =
+    "writable($self)\n--\n\n"
+    "with ref.writable() as array: the same array, and it may be written.\n\n"
+    "The object keeps its address while that array, or anything cut from it, lives.";
+
+DOC put_doc[] =
+    "put($self, data, /)\n--\n\n"
+    "A copy of the data in the heap.\n\n"
+    "Args: data: bytes-like and contiguous; or an ndarray, whose dtype and shape are kept, in C order.\n"
+    "Returns: a Ref.\n"
+    "Raises: MemoryError, with the figures, when a collection has not made room either; TypeError for other\n"
+    "    objects and for dtypes with objects; ClosedError. Kernel call: fallocate(2), before bytes are stored.";
+
+DOC new_doc[] =
+    "new($self, nbytes, nrefs=0)\n--\n\n"
+    "An object of zero bytes of data, to be written by ref.writable(), and of references that are None.\n\n"
+    "Args: nbytes: of data, below 1 TiB. nrefs: how many references, below 2**32.\n"
+    "Returns: a Ref.\n"
+    "Raises: MemoryError as put(); ValueError; ClosedError.";
+
+#endif

@@ -1,0 +1,216 @@
+/* Bringing bytes and arrays into the heap, and copies of them out again. */
+#define _GNU_SOURCE
+#include "heap_types.h"
+
+#include "numpy.h"
+
+#include <string.h>
+
+/* What is to be put: a buffer, or a C-contiguous array. */
+struct source {
+    Py_buffer buffer;
+    PyArrayObject *array;      /* or NULL */
+    const void *data;
+    struct mm_shape shape;
+};
+
+static void source_done(struct source *source)
+{
+    if (source->array != NULL)
+        Py_DECREF(source->array);
+    else
+        PyBuffer_Release(&source->buffer);
+}
+
+/* The heap's number for a dtype, from 1 on; 0: an exception is set. */
+static uint16_t number_of(HeapBase *heap, PyArray_Descr *descr)
+{
+    PyObject *known = PyDict_GetItemWithError(heap->numbers, (PyObject *)descr);
+    if (known != NULL)
+        return (uint16_t)PyLong_AsLong(known);
+    if (PyErr_Occurred())
+        return 0;
+    if (PyDataType_REFCHK(descr)) {
+        PyErr_Format(PyExc_TypeError, "dtype %R holds Python objects: the heap keeps bytes", (PyObject *)descr);
+        return 0;
+    }
+    Py_ssize_t count = PyList_Size(heap->dtypes);
+    if (count >= UINT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "the heap knows 65,535 dtypes already, and can know no more");
+        return 0;
+    }
+    PyObject *number = PyLong_FromSsize_t(count + 1);
+    if (number == NULL || PyList_Append(heap->dtypes, (PyObject *)descr) < 0) {
+        Py_XDECREF(number);
+        return 0;
+    }
+    int failed = PyDict_SetItem(heap->numbers, (PyObject *)descr, number);
+    Py_DECREF(number);
+    return failed < 0 ? 0 : (uint16_t)(count + 1);
+}
+
+static bool source_array(HeapBase *heap, PyObject *data, struct source *source)
+{
+    source->array = (PyArrayObject *)PyArray_FROM_OF(data, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ENSUREARRAY);
+    if (source->array == NULL)
+        return false;
+    uint16_t number = number_of(heap, PyArray_DESCR(source->array));
+    if (number == 0) {
+        Py_CLEAR(source->array);
+        return false;
+    }
+    source->data = PyArray_DATA(source->array);
+    source->shape = (struct mm_shape){
+        .nbytes = (uint64_t)PyArray_NBYTES(source->array), .dtype = number,
+        .ndim = (uint8_t)PyArray_NDIM(source->array),
+    };
+    return true;
+}
+
+static bool source_open(HeapBase *heap, PyObject *data, struct source *source)
+{
+    *source = (struct source){.array = NULL};
+    if (PyArray_Check(data))
+        return source_array(heap, data, source);
+    if (PyObject_GetBuffer(data, &source->buffer, PyBUF_SIMPLE) < 0)
+        return false;
+    source->data = source->buffer.buf;
+    source->shape.nbytes = (uint64_t)source->buffer.len;
+    return true;
+}
+
+static uint64_t no_room(const struct mm_heap *core, uint64_t nbytes, int error)
+{
+    uint64_t live = core->runs_live, ceiling = core->limit < core->allowed ? core->limit : core->allowed;
+    for (int lane = 0; lane < MM_LANES; lane++)
+        live += core->lanes[lane].live;
+    PyErr_Format(PyExc_MemoryError,
+                 "no room for %llu bytes (%s): the heap holds %llu of at most %llu bytes%s, %llu of them in objects, "
+                 "%llu pinned by views",
+                 (unsigned long long)nbytes, strerror(error), (unsigned long long)core->committed,
+                 (unsigned long long)ceiling, ceiling < core->limit ? ", more than which the memory cgroup does not allow" : "",
+                 (unsigned long long)live, (unsigned long long)core->pinned);
+    return 0;
+}
+
+/* Ask what the memory cgroup allows by now. */
+static bool look(PyObject *self)
+{
+    PyObject *answer = PyObject_CallMethod(self, "_look", NULL);
+    Py_XDECREF(answer);
+    return answer != NULL && heap_open(self) != NULL;
+}
+
+/* A new object; the heap is collected where it does not fit at first. 0: MemoryError, or what look raised. */
+static uint64_t make(PyObject *self, bool owned, const struct mm_shape *shape)
+{
+    struct mm_heap *core = &heap_of(self)->core;
+    int error;
+    uint64_t offset = mm_allocate(core, owned, shape, &error);
+    if (offset != 0)
+        return offset;
+    if (!look(self))
+        return 0;
+    offset = mm_allocate(core, owned, shape, &error);
+    if (offset == 0 && mm_collect(core) == 0)
+        offset = mm_allocate(core, owned, shape, &error);
+    return offset != 0 ? offset : no_room(core, shape->nbytes, error);
+}
+
+static void fill(struct mm_heap *core, uint64_t offset, const struct source *source)
+{
+    struct mm_object *header = mm_header_at(core, offset);
+    if (source->shape.nbytes != 0)
+        memcpy(header + 1, source->data, source->shape.nbytes);
+    if (source->shape.ndim != 0)
+        memcpy((unsigned char *)header + mm_shape_at(header), PyArray_DIMS(source->array), 8u * source->shape.ndim);
+}
+
+/* Hold what was made by a Ref. What nobody holds is the next collection's. */
+static PyObject *held(PyObject *self, struct mm_heap *core, uint64_t offset)
+{
+    uint32_t root = mm_hold(core, offset);
+    return root != 0 ? ref_make(ref_type, self, root, false) : PyErr_NoMemory();
+}
+
+PyObject *heap_put(PyObject *self, PyObject *data)
+{
+    struct source source;
+    if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
+        return NULL;
+    /* again: the buffer may have been made by a Python function */
+    struct mm_heap *core = heap_open(self);
+    uint64_t offset = core != NULL ? make(self, false, &source.shape) : 0;
+    if (offset != 0)
+        fill(core, offset, &source);
+    source_done(&source);
+    return offset != 0 ? held(self, core, offset) : NULL;
+}
+
+PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
+{
+    static char *words[] = {"nbytes", "nrefs", NULL};
+    Py_ssize_t nbytes, nrefs = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, names, "n|n:new", words, &nbytes, &nrefs))
+        return NULL;
+    struct mm_heap *core = heap_open(self);
+    if (core == NULL)
+        return NULL;
+    if (nbytes < 0 || nbytes >> 40 != 0 || nrefs < 0 || (uint64_t)nrefs > UINT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "an object of %zd bytes and %zd references cannot be", nbytes, nrefs);
+        return NULL;
+    }
+    struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .nrefs = (uint32_t)nrefs};
+    uint64_t offset = make(self, false, &shape);
+    if (offset == 0)
+        return NULL;
+    memset(mm_header_at(core, offset) + 1, 0, (size_t)nbytes);
+    return held(self, core, offset);
+}
+
+/* _keep(data) -> the root of a value that the caller owns from now on */
+PyObject *heap_keep(PyObject *self, PyObject *data)
+{
+    struct source source;
+    if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
+        return NULL;
+    struct mm_heap *core = heap_open(self);
+    uint64_t offset = core != NULL ? make(self, true, &source.shape) : 0;
+    uint32_t root = 0;
+    if (offset != 0) {
+        fill(core, offset, &source);
+        root = mm_keep(core, offset);
+        if (root == 0) {
+            mm_release(core, offset);
+            PyErr_NoMemory();
+        } else {
+            mm_pace(core, 4 * source.shape.nbytes + MM_BLOCK / 64);
+        }
+    }
+    source_done(&source);
+    return root != 0 ? PyLong_FromUnsignedLong(root) : NULL;
+}
+
+/* _value(root) -> a copy: bytes, or an ndarray */
+PyObject *heap_value(PyObject *self, PyObject *number)
+{
+    struct mm_heap *core = heap_open(self);
+    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
+    if (root == 0)
+        return NULL;
+    Py_ssize_t nbytes;
+    uint64_t offset = core->roots[root].offset;
+    const unsigned char *data = heap_data(core, offset, &nbytes);
+    const struct mm_object *header = mm_header_at(core, offset);
+    if (header->dtype == 0)
+        return PyBytes_FromStringAndSize((const char *)data, nbytes);
+    PyObject *descr = PyList_GetItem(heap_of(self)->dtypes, header->dtype - 1);
+    npy_intp dims[NPY_MAXDIMS];
+    memcpy(dims, (const unsigned char *)header + mm_shape_at(header), 8u * header->ndim);
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(descr), header->ndim, dims, NULL,
+                                           NULL, 0, NULL);
+    /* making it may have run a collection of Python's, and destructors that let the heap move things */
+    if (array != NULL)
+        memcpy(PyArray_DATA((PyArrayObject *)array), heap_data(core, core->roots[root].offset, &nbytes), (size_t)nbytes);
+    return array;
+}

@@ -1,0 +1,51 @@
+/* The heap's Python objects. Its state may be touched only while heap_open says so: the heap belongs to
+ * the process that made it, and everything here runs with the interpreter's lock held. */
+#ifndef MIRRORMAP_HEAP_TYPES_H
+#define MIRRORMAP_HEAP_TYPES_H
+
+#include "core.h"
+#include "heap/heap.h"
+
+typedef struct {
+    PyObject_HEAD
+    struct mm_heap core;
+    PyObject *region;          /* NULL: closed, or not attached yet */
+    PyObject *dtypes;          /* list: number - 1 -> dtype */
+    PyObject *numbers;         /* dict: dtype -> number */
+    long process;
+} HeapBase;
+
+/* A holder of a root. A Ref's object is the collector's, a Lens may also look at a container's value. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *heap;
+    uint32_t root;
+    bool writable;             /* Lens */
+} Ref;
+
+extern PyTypeObject *heap_type, *ref_type, *lens_type;
+extern PyType_Spec heap_spec, ref_spec, lens_spec;
+
+/* NULL: ClosedError is set. */
+struct mm_heap *heap_open(PyObject *heap);
+HeapBase *heap_of(PyObject *heap);
+/* Is it open, and ours to touch? For destructors. */
+bool heap_is_ours(PyObject *heap);
+/* A new Ref or Lens (`type`) that takes over one holder of the root. */
+PyObject *ref_make(PyTypeObject *type, PyObject *heap, uint32_t root, bool writable);
+/* The object behind a Ref of this heap; 0: an exception is set. */
+uint64_t ref_offset(struct mm_heap *core, PyObject *heap, PyObject *ref);
+/* An array over an object's data; its base pins it. */
+PyObject *ref_array(PyObject *exporter);
+unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t *nbytes);
+
+/* The root that a number from Python names; 0: an exception is set. */
+uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kind);
+
+/* heap_put.c */
+PyObject *heap_put(PyObject *self, PyObject *data);
+PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names);
+PyObject *heap_keep(PyObject *self, PyObject *data);
+PyObject *heap_value(PyObject *self, PyObject *root);
+
+#endif

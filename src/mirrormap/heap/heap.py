@@ -1,0 +1,156 @@
+"""Heap: objects of bytes and references in shareable pages, collected and compacted.
+
+    offsets   | block | block | run ......... | (no pages) | block |      a power of two long
+    pages     | held  | holes | held          |            | held  |      of one sparse memfd
+
+Python holds objects by Refs; the heap may move whatever nobody has a view of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from mirrormap import cgroups
+from mirrormap.errors import CorruptError, MirrorError
+from mirrormap.heap.containers import LRU, Map
+from mirrormap.heap.reports import Census, HeapStats
+from mirrormap.heap.roots import Roots, Weak
+from mirrormap.kernel import HeapBase, Ref
+from mirrormap.lifetime import Closing
+from mirrormap.pages import Pages
+from mirrormap.units import Size, as_nbytes, format_nbytes, next_power_of_two
+
+__all__ = ["Heap"]
+
+_LEAST_NBYTES: Final = 1 << 20
+_MOST_NBYTES: Final = 1 << 40
+_SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
+_ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
+_SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
+
+
+class Heap(HeapBase, Closing):
+    """A garbage-collected heap outside CPython's, which gives memory back.
+
+    Args:
+        max_bytes: of pages it may hold at once, 1 MiB to 1 TiB; 256 KiB of them are set aside for
+            moving objects. Eight times as many addresses are reserved, which cost nothing.
+        target: how many bytes may be held for each live one, at least 1.02. Moving objects more
+            often is what a lower one costs.
+        collector: "manual": objects held by Refs are collected by `collect()`, and when the heap is
+            full. Values of containers die, and are moved together, without it.
+
+    An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
+    it; cycles die. All memory is committed before it is handed out: a full heap, system or memory
+    cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
+    64 MiB, as best effort: others take memory meanwhile.
+
+    A context manager. Every call holds the interpreter's lock throughout, a collection too, so threads
+    may share a heap. It belongs to the process that made it: in a forked child its calls raise
+    ClosedError; arrays taken before the fork show what the parent makes of those pages.
+
+    Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
+        Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes.
+    """
+
+    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_target")
+
+    def __init__(
+        self,
+        max_bytes: Size = "8GiB",
+        *,
+        target: float = 1.10,
+        collector: Literal["manual"] = "manual",
+    ) -> None:
+        limit = as_nbytes(max_bytes, "max_bytes", minimum=_LEAST_NBYTES)
+        if limit > _MOST_NBYTES:
+            raise ValueError(f"max_bytes {limit:,} must be at most {_MOST_NBYTES:,}")
+        if not 1.02 <= target <= 100:
+            raise ValueError(f"target {target} must be between 1.02 and 100 bytes held per live byte")
+        if collector != "manual":
+            raise ValueError(f"collector {collector!r} must be 'manual'")
+        if not self.closed:
+            raise MirrorError("this heap is made already")
+        self._max_nbytes = limit
+        self._target = target
+        self._names: dict[str, int] = {}
+        self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
+        self._mapping = self._pages.map()
+        self._attach(
+            self._mapping._live, self._pages.fileno(), self._pages.page_size, limit, round(target * 1000)
+        )
+        self._look()
+
+    @property
+    def roots(self) -> Roots:
+        """Objects by name: a mutable mapping of str to Ref. What is named lives."""
+        return Roots(self, self._names)
+
+    def weak(self, ref: Ref) -> Weak:
+        """A reference that keeps nothing alive: call it for a Ref, or None once it was collected."""
+        return Weak(self, ref)
+
+    def map(self) -> Map[Any]:
+        """A mutable mapping that owns its values; see Map."""
+        return Map(self)
+
+    def lru(self, limit: Size, *, on_evict: Callable[[Any, Any], object] | None = None) -> LRU[Any]:
+        """A cache that owns its values and gives up what was used least recently; see LRU.
+
+        Args: limit: bytes of payload. on_evict: called with key and value when room is made; not
+            for what is removed or replaced.
+        """
+        return LRU(self, as_nbytes(limit, "limit"), on_evict)
+
+    def collect(self) -> None:
+        """Mark what can be reached, move what survives out of the emptiest blocks, give pages back.
+
+        Blocks with pinned objects stay where they are and lose the pages that hold nothing alive.
+        Raises: MemoryError when there is no memory for the marks: nothing was collected then;
+            ClosedError.
+        """
+        self._look()
+        self._collect()
+
+    def stats(self) -> HeapStats:
+        """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
+        return HeapStats(*self._stats(), resident=self._mapping.resident)
+
+    def verify(self) -> Census:
+        """Trace all that is alive once more, apart from the collector, and check every book kept of it.
+
+        Costs O(live) time. Returns: what there is.
+        Raises: CorruptError, saying what is wrong and where; ClosedError.
+        """
+        objects, references, nbytes, wrong, where = self._verify()
+        if wrong is not None:
+            raise CorruptError(f"the heap is damaged at offset {where:#x}: {wrong}")
+        return Census(objects, references, nbytes)
+
+    def close(self) -> None:
+        """Let go of everything; Refs and containers raise ClosedError from then on. Again: no effect.
+
+        Raises: BufferError while arrays or memoryviews of its objects live.
+        """
+        self._detach()
+        self._names.clear()
+        self._mapping.close()
+        self._pages.close()
+
+    @property
+    def _live(self) -> Heap:
+        _ = self._stats()
+        return self
+
+    def _look(self) -> None:
+        """Before more pages are committed: reaching the limit of a memory cgroup is no errno but a kill."""
+        left = cgroups.memory_left()
+        self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Heap closed>"
+        live, committed, *_ = self._stats()
+        most = format_nbytes(self._max_nbytes)
+        return f"<Heap {format_nbytes(live)} live in {format_nbytes(committed)} of at most {most}>"

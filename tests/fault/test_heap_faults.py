@@ -1,0 +1,102 @@
+"""Every fallocate(2) of a heap made to fail in turn: to hold pages, and to give them back."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import mirrormap as mm
+from mirrormap import _core
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
+)
+
+
+class Scene:
+    """A heap with holes in every kind of block, and what must be in it whatever fails."""
+
+    def __init__(self) -> None:
+        rng = random.Random(1)
+        self.heap = mm.Heap("16MiB")
+        self.kept = [(self.heap.put(data), data) for data in (rng.randbytes(3000) for _ in range(600))]
+        self.node = self.heap.new(0, 300)
+        for at in range(300):
+            self.node[at] = self.kept[2 * at][0]
+        self.cache = self.heap.map()
+        for at in range(600):
+            self.cache[at] = self.kept[at][1]
+        self.large = self.heap.put(bytes(1 << 20))
+        self.view = memoryview(self.kept[300][0])
+        self.kept = self.kept[::4]
+
+    def check(self) -> None:
+        self.heap.verify()
+        for ref, data in self.kept:
+            assert bytes(ref) == data
+        for at, (ref, _) in enumerate(self.kept):
+            assert self.node[2 * at] == ref
+        for at in self.cache:
+            assert len(self.cache[at]) == 3000
+
+    def close(self) -> None:
+        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        self.view.release()
+        self.kept.clear()
+        self.node, self.large = self.heap.put(b""), self.heap.put(b"")
+        self.cache.clear()
+        self.heap.collect()
+        self.heap.verify()
+        assert self.heap.stats().committed < 1 << 20, "what could not be given back then goes now"
+        self.heap.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    yield made
+    made.close()
+
+
+def own(scene: Scene) -> None:
+    for at in range(600):
+        scene.cache[at] = bytes(3000)
+
+
+def disown(scene: Scene) -> None:
+    own(scene)
+    for at in range(600):
+        if at % 8:
+            del scene.cache[at]
+
+
+ACTS: dict[str, Callable[[Scene], Any]] = {
+    "put": lambda scene: [scene.heap.put(bytes(30_000)) for _ in range(20)],
+    "put large": lambda scene: scene.heap.put(bytes(5 << 20)),
+    "own": own,
+    "disown": disown,
+    "collect": lambda scene: scene.heap.collect(),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.ENOSPC, errno.EINTR, errno.EPERM])
+def test_whatever_fails_the_heap_stays_intact(scene: Scene, act: str, error: int) -> None:
+    nth = 0
+    while True:
+        nth += 1
+        _core.fault_arm("fallocate", nth, error)  # type: ignore[attr-defined]
+        try:
+            ACTS[act](scene)
+        except MemoryError as refused:
+            assert "of at most 16777216 bytes" in str(refused)
+        hits = _core.fault_hits()[0]  # type: ignore[attr-defined]
+        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        scene.check()
+        if not hits:
+            break
+    assert nth > 1, "nothing was made to fail"
