@@ -5,7 +5,7 @@ What has a region needs one line for its `_repr_html_`: `portraits.of_region(reg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mirrormap import procmaps
 from mirrormap.backing import Backing
@@ -15,7 +15,7 @@ from mirrormap.placement import Arrangement
 from mirrormap.protections import protection_name
 from mirrormap.units import format_nbytes, round_up
 
-__all__ = ["Mark", "of_backing", "of_region"]
+__all__ = ["Mark", "of_backing", "of_region", "of_sparse"]
 
 
 def of_region(region: Region | None, heading: str, *, marks: Sequence[Mark] = ()) -> str:
@@ -60,6 +60,14 @@ def of_backing(backing: Backing | None, heading: str) -> str:
         resident = _resident(region) if mine else []
         strips.append(Strip(f"{region.address:#x}", shown, _note(region), resident))
     return drawing(title, {"views": f"{len(strips):,}"}, strips, backing.nbytes)
+
+
+def of_sparse(region: Region, heading: str, facts: Mapping[str, str]) -> str:
+    """HTML: a range of addresses with few pages, drawn as far as there are any."""
+    resident = _resident(region)
+    end = max((at + nbytes for at, nbytes in resident), default=0)
+    strip = Strip(f"{region.address:#x}", [(0, end)], _note(region), resident)
+    return drawing(heading.strip("<>"), facts, [strip], end)
 
 
 def _resident(region: Region) -> list[tuple[int, int]]:

@@ -141,3 +141,17 @@ def test_a_channel_draws_every_view_of_its_pages_and_a_growable_its_last_row() -
         assert f"row {3 * PAGE // 8:,}" in texts(picture)
         assert len(residents(picture)) == 1
     assert "closed" in "".join(drawn(rows).itertext())
+
+
+def test_a_heap_is_drawn_as_far_as_it_has_pages() -> None:
+    with mm.Heap("64MiB") as heap:
+        kept = [heap.put(bytes(5000)) for _ in range(200)]
+        picture = drawn(heap)
+        text = "".join(picture.itertext())
+        assert "live" in text
+        assert "committed" in text
+        assert residents(picture)
+        whole = max(float(bar.get("height", 0)) for bar in picture.iter("rect"))
+        assert 0 < sum(height for _, height in residents(picture)) <= whole + 0.1
+        del kept
+    assert not list(drawn(heap).iter("svg"))

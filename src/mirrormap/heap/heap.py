@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from mirrormap import cgroups
+from mirrormap import cgroups, portraits
+from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.reports import Census, HeapStats
@@ -147,6 +148,18 @@ class Heap(HeapBase, Closing):
         """Before more pages are committed: reaching the limit of a memory cgroup is no errno but a kill."""
         left = cgroups.memory_left()
         self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return drawing("Heap closed", {}, [], 0)
+        told = self.stats()
+        facts = {
+            "live": format_nbytes(told.live),
+            "committed": format_nbytes(told.committed),
+            "pinned": f"{format_nbytes(told.pinned)} by {told.views:,} views",
+            "collections": f"{told.collections:,}",
+        }
+        return portraits.of_sparse(self._mapping._live, repr(self), facts)
 
     def __repr__(self) -> str:
         if self.closed:
