@@ -31,7 +31,7 @@ from rich.table import Table
 
 RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
-SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_ring.py tests/unit/test_snapshot.py"
+SHORT = "tests/kernel tests/unit/test_mapping.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
@@ -169,6 +169,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--needs", action="store_true", help="print the Debian packages that are missing")
     parser.add_argument("--short", action="store_true", help="the cells and tests of every run of the checks")
     parser.add_argument("--kernel", default=os.environ.get("KERNEL", ""))
     parser.add_argument("--pages", default=os.environ.get("PAGES", ""))
@@ -193,6 +194,9 @@ def main() -> int:
     """Boot the chosen cells and print what became of their tests. Returns: 1 if any failed."""
     options = arguments()
     console = Console()
+    if options.needs:
+        print(*debian.missing_tools(set(debian.NEEDED)))
+        return 0
     cells = chosen(options)
     if not cells:
         console.print("no cell fits; there are:", *(cell.name for cell in CELLS), sep="\n  ")
