@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-heap matrix pythons sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-heap matrix pythons dist sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -117,6 +117,9 @@ matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and 
 
 pythons: $(VENV)/.installed ## run the tests of the one wheel under every Python that is here
 	$(BIN)/python matrix/pythons.py
+
+dist: $(VENV)/.installed $(VENV)/.group-dist ## build sdist and manylinux wheels, and try each where no compiler is
+	$(BIN)/python matrix/dist.py
 
 clean: ## remove what was built
 	rm -rf $(VENV) .venv-* build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis

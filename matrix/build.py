@@ -31,11 +31,10 @@ def wheel() -> Path:
     return next(folder.glob("*.whl"))
 
 
-def extension(arch: str) -> Path | None:
-    """The extension cross-built for `arch`, with the same sources and warnings; None for our own."""
+def cross_file(arch: str) -> Path:
+    """What meson needs to build for a foreign architecture."""
     target = COMPILERS[arch]
-    if target is None:
-        return None
+    assert target is not None
     prefix, family, endian = target
     folder = ROOT / "build" / "matrix" / arch
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +43,15 @@ def extension(arch: str) -> Path | None:
         f"[binaries]\nc = '{prefix}-gcc'\nstrip = '{prefix}-strip'\n"
         f"[host_machine]\nsystem = 'linux'\ncpu_family = '{family}'\ncpu = '{family}'\nendian = '{endian}'\n"
     )
+    return cross
+
+
+def extension(arch: str) -> Path | None:
+    """The extension cross-built for `arch`, with the same sources and warnings; None for our own."""
+    if COMPILERS[arch] is None:
+        return None
+    cross = cross_file(arch)
+    folder = cross.parent
     environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"}
     shutil.rmtree(folder / "objects", ignore_errors=True)
     run("meson", "setup", folder / "objects", ROOT, "--cross-file", cross, env=environment)
