@@ -84,7 +84,7 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 
 # tests of models, which never load the package
-OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_cursor_protocol.py
+OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_cursor_protocol.py
 
 sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
 sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
