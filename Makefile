@@ -98,8 +98,11 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
 
-soak: PYTEST_ARGS = --soak --timeout 0 -s tests/unit/test_ring_processes.py -k "kills or damage or every_item"
-soak: sanitize ## 1,000 kills, 10^5 damaged headers, 10^10 items, under ASan and UBSan
+SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
+	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
+soak: PYTEST_ARGS = --soak --timeout 0 -s $(SOAKED) \
+	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
+soak: sanitize ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
 	rm -rf dist
