@@ -6,6 +6,7 @@
  *
  *     -DRECEIVERS=0..1 -DWORKERS=0..3 -DSENDERS=1..2     how many there are; the first of each may be killed:
  *     -DKILL_SENDER    -DKILL_RECEIVER   -DKILL_WORKER
+ *     -DSENT           all is sent before anybody comes, and the sender is gone
  *     -DSHORT          all messages are one unit long
  *     -DLATE           receivers and workers come when they like, not before the first message
  * Broken on purpose:
@@ -649,8 +650,20 @@ active proctype Killer()
 }
 
 init {
+#ifdef SENT
+    d_step {
+        do
+        :: written < TOTAL -> data[written] = written + 1; size_of[written] = 1; written++
+        :: else -> break
+        od;
+        claimed = TOTAL; intended = TOTAL; tally_end[0] = TOTAL; tally_sequence[0] = TOTAL; taken = true;
+        cursor = 0; last = NOBODY
+    };
+#endif
     atomic {
+#ifndef SENT
         run Sender(0);
+#endif
 #if SENDERS == 2
         run Sender(1);
 #endif

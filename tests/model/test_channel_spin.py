@@ -21,7 +21,7 @@ pytestmark = needs_spin
         "-DTOTAL=2 -DWORKERS=1 -DKILL_WORKER",
         "-DTOTAL=2 -DWORKERS=1 -DKILL_WORKER -DRECEIVERS=1 -DSHORT -DCAPACITY=1",
         "-DTOTAL=2 -DWORKERS=1 -DSENDERS=2 -DKILL_SENDER -DSHORT -DCAPACITY=1",
-        "-DTOTAL=1 -DWORKERS=2 -DKILL_WORKER",
+        "-DSENT -DTOTAL=2 -DWORKERS=2 -DKILL_WORKER",
     ],
 )
 def test_nothing_is_lost_taken_twice_torn_or_waited_for_in_vain(tmp_path: Path, options: str) -> None:
@@ -34,7 +34,8 @@ def test_nothing_is_lost_taken_twice_torn_or_waited_for_in_vain(tmp_path: Path, 
     [
         "-DTOTAL=3 -DRECEIVERS=1 -DSENDERS=2 -DKILL_SENDER",
         "-DTOTAL=2 -DWORKERS=2 -DKILL_WORKER -DSHORT",
-        "-DTOTAL=1 -DWORKERS=3 -DKILL_WORKER -DSHORT",
+        "-DTOTAL=2 -DWORKERS=2 -DKILL_WORKER -DSHORT -DCAPACITY=1",
+        "-DSENT -DTOTAL=1 -DWORKERS=3 -DKILL_WORKER",
     ],
 )
 def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
@@ -54,7 +55,7 @@ def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
         "-DONE_LOOK -DTOTAL=2 -DWORKERS=1 -DSHORT -DCAPACITY=1",
         "-DCURSORS_FIRST -DTOTAL=2 -DWORKERS=1 -DLATE -DSHORT -DCAPACITY=1",
         "-DNO_SETTLE -DTOTAL=2 -DWORKERS=2 -DSHORT -DKILL_WORKER",
-        "-DNO_EXCHANGE -DTOTAL=1 -DWORKERS=3 -DSHORT -DKILL_WORKER",
+        "-DNO_EXCHANGE -DSENT -DTOTAL=1 -DWORKERS=3 -DKILL_WORKER",
         "-DCLEAR_HELD -DTOTAL=2 -DWORKERS=2 -DSHORT -DKILL_WORKER",
         "-DNO_ORPHANS -DTOTAL=2 -DWORKERS=2 -DSHORT -DKILL_WORKER",
         "-DNO_DROP -DTOTAL=2 -DWORKERS=1 -DSHORT -DCAPACITY=1 -DKILL_WORKER",
