@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,26 @@ def test_groups_are_limited_and_forgotten() -> None:
             receiver.close()
         with pytest.raises(ValueError, match="name"):
             channel.receiver(group="")
+
+
+def test_a_sender_that_waits_for_a_worker_is_woken() -> None:
+    """Every message but the first lies behind a gap here, which a worker takes by itself before it takes the message."""
+    count = 500
+    with mm.Channel("64KiB", max_inflight=1, spin_us=0) as channel, channel.receiver(group="g") as worker:
+
+        def send() -> None:
+            with channel.sender() as sender:
+                for number in range(count):
+                    sender.send(b"%d" % number * 100, timeout=30)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        start = time.monotonic()
+        for number in range(count):
+            with worker.receive(30) as message:
+                assert bytes(message) == b"%d" % number * 100
+        thread.join()
+        assert time.monotonic() - start < 25  # 500 lost wake-ups would take 50 seconds
 
 
 # --- asyncio -----------------------------------------------------------------------------------------
