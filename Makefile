@@ -100,7 +100,7 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 
 SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
 	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
-soak: PYTEST_ARGS = --soak --timeout 0 -s $(SOAKED) \
+soak: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
 	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
 soak: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
 	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py -k "larger or beside"
