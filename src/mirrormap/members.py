@@ -47,7 +47,8 @@ def peers(end: End) -> list[Peer]:
 def is_sender_gone(end: End) -> bool:
     """Was there a sender, and is there none now?"""
     sender, taken, _ = end._owners()
-    return bool(taken) and not (sender and is_alive(sender))
+    # one killed as it took the place may not have been counted
+    return bool(taken or sender) and not (sender and is_alive(sender))
 
 
 def evict(end: End, *, drop: bool = False) -> bool:

@@ -213,7 +213,8 @@ class Reader(SelfClosing):
         if base.written >= target or base._wait_data(target, milliseconds):
             return True
         writer, taken, _ = base._owners()
-        if taken and not (writer and is_alive(writer)):
+        # one killed as it took the place may not have been counted
+        if (taken or writer) and not (writer and is_alive(writer)):
             if base.written >= target:
                 return True
             raise WriterGone(f"the writer is gone; {self.available:,} items are left to read")

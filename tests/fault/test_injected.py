@@ -7,11 +7,13 @@ page, and a source that is as it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import itertools
 import mmap
 import pickle
+import socket
 from collections.abc import Callable, Generator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -189,6 +191,66 @@ def ringed(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def unsealable() -> Generator[None]:
+    """F_GET_SEALS answers EINVAL for what cannot be sealed, and that is no channel."""
+    try:
+        yield
+    except mm.CorruptError as error:
+        assert "not sealed" in str(error)
+        raise OSError(errno.EINVAL, str(error)) from None
+
+
+def channelled(scene: Scene, path: Path | None, group: str | None = None) -> None:
+    """Made, sent through, opened once more by path or descriptor, and received from there."""
+    try:
+        with mm.Channel(4 * PAGE, path=path) as channel, channel.sender() as sender:
+            sender.send(np.arange(5))
+            with sender.reserve(100, timeout=0) as room:
+                room.array[:] = MARK
+            with unsealable():
+                again = mm.Channel.from_fd(channel.fileno()) if path is None else mm.Channel.open(path)
+            with again, again.receiver("oldest", group=group) as receiver:
+                assert receiver.receive(0).array[4] == 4
+                assert bytes(receiver.receive(0)) == bytes([MARK]) * 100
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def waited_for(scene: Scene) -> None:
+    """Both ends wait: for a message, and for room."""
+    with mm.Channel(4 * PAGE, max_inflight=1, spin_us=0) as channel:
+        with channel.sender() as sender, channel.receiver() as receiver:
+            with contextlib.suppress(TimeoutError):
+                receiver.receive(0.01)
+            sender.send(b"1", timeout=0)
+            with contextlib.suppress(TimeoutError):
+                sender.send(b"2", timeout=0.01)
+            assert bytes(receiver.receive(0)) == b"1"
+
+
+async def listened(channel: mm.Channel) -> None:
+    with channel.sender() as sender, channel.receiver() as receiver:
+        asyncio.get_running_loop().call_later(0.001, sender.send, b"hello")
+        async for message in receiver:
+            assert bytes(message) == b"hello"
+            break
+
+
+def in_a_loop(scene: Scene) -> None:
+    with mm.Channel(PAGE) as channel:
+        asyncio.run(listened(channel))
+
+
+def shared_by_socket(scene: Scene) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs, mm.Channel(PAGE) as channel:
+        channel.share(ours)
+        with unsealable():
+            mm.Channel.from_socket(theirs).close()
+
+
 def appended(scene: Scene, reserve: int, page_size: int | None = None) -> None:
     with mm.Growable("u1", reserve=reserve, page_size=page_size) as grown:
         count = 0
@@ -293,6 +355,13 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "ring": closing(lambda s: mm.Ring(100, "i4")),
     "ring in a file": lambda s: ringed(s.folder / "ring"),
     "ring by descriptor": lambda s: ringed(None),
+    "channel": closing(lambda s: mm.Channel(4 * PAGE)),
+    "channel in a file": lambda s: channelled(s, s.folder / "channel"),
+    "channel by descriptor": lambda s: channelled(s, None),
+    "channel with a group": lambda s: channelled(s, None, "work"),
+    "channel by socket": shared_by_socket,
+    "channel that is waited for": waited_for,
+    "channel in a loop": in_a_loop,
     "stitch": lambda s: mm.stitch([s.view.array(), s.view.array()[:PAGE]]),
     "handle": lambda s: mm.handle(s.view.array()[5::2]).open(),
     "snapshot": frozen,
@@ -352,7 +421,9 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
             grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
             lost = (hit in UNDOING) + (hits == 2)
             if lost:  # what cannot be unmapped or closed stays, and nothing else does
-                entries = 2 if name.startswith(("ring", "stitch")) else 1  # of one range that stays
+                entries = (
+                    2 if name.startswith(("ring", "channel", "stitch")) else 1
+                )  # of one range that stays
                 assert all(after[what] - before[what] <= lost * entries for what in grown), (hit, grown)
             else:
                 assert not grown, f"call {nth}, {hit}, answering {errno.errorcode[number]}: {grown}"

@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from hammer import NATIVE, build, run
 from mirrormap.cursors import Deadline, is_alive, own_token
-
-ROOT = Path(__file__).parents[2]
-HAMMER = ROOT / "tests" / "native" / "hammer.c"
-NATIVE = ROOT / "src" / "mirrormap" / "_native"
-
-
-# a sanitizer preloaded for our own extension is not for the compiler, nor for a program with another
-CLEAN = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
-
-
-def build(folder: Path, source: Path, *options: str) -> str:
-    target = str(folder / "hammer")
-    if shutil.which(os.environ.get("CC", "cc")) is None:
-        pytest.skip("no C compiler is installed")
-    command = [
-        os.environ.get("CC", "cc"),
-        "-std=c11",
-        "-O2",
-        "-g",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wno-error=tsan",
-    ]
-    command += [*options, f"-I{NATIVE}", str(HAMMER), str(source), "-pthread", "-o", target]
-    subprocess.run(command, check=True, capture_output=True, env=CLEAN)
-    return target
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    # ThreadSanitizer's shadow does not know where newer kernels put things at random
-    fixed = [shutil.which("setarch") or "", "-R"] if shutil.which("setarch") else []
-    return subprocess.run(
-        [*fixed, *command], capture_output=True, text=True, timeout=250, check=False, env=CLEAN
-    )
 
 
 @pytest.mark.parametrize("way", ["lossless", "overwriting"])
 def test_nothing_is_lost_or_torn_between_threads(tmp_path: Path, way: str) -> None:
-    done = run(build(tmp_path, NATIVE / "cursors.c"), way, "2000000")
+    done = run(build(tmp_path, "hammer", [NATIVE / "cursors.c"]), way, "2000000")
     assert done.returncode == 0, done.stderr
 
 
 def test_thread_sanitizer_sees_no_race(tmp_path: Path) -> None:
-    done = run(build(tmp_path, NATIVE / "cursors.c", "-fsanitize=thread"), "lossless", "100000")
+    done = run(build(tmp_path, "hammer", [NATIVE / "cursors.c"], "-fsanitize=thread"), "lossless", "100000")
     assert done.returncode == 0, done.stderr
 
 
@@ -73,7 +38,7 @@ def test_thread_sanitizer_would_see_one(tmp_path: Path, sound: str, broken: str)
     assert text.count(sound) == 1
     source = tmp_path / "broken.c"
     source.write_text(text.replace(sound, broken))
-    done = run(build(tmp_path, source, "-fsanitize=thread"), "lossless", "100000")
+    done = run(build(tmp_path, "hammer", [source], "-fsanitize=thread"), "lossless", "100000")
     assert done.returncode != 0
     assert "data race" in done.stderr
 

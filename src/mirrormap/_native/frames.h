@@ -97,10 +97,11 @@ uint64_t mm_oldest_frame(const struct mm_stream *stream, uint64_t from, uint64_t
 
 /* The next message of a group, and the word that says so; MM_UNSET, and 0: it has not begun. */
 uint64_t mm_group_at(const struct mm_group *group, uint64_t *word);
-/* Take the bytes from where the cursor was when it was `word` up to `end`. False: somebody was faster. */
+/* Take, into a slot that names the group, the bytes from where the cursor was when it was `word` up to `end`.
+ * False: somebody was faster; the sender may wait for what the slot seemed to need, wake room_wanted. */
 bool mm_group_take(struct mm_control *shared, struct mm_group *group, int slot, uint64_t word, uint64_t end);
-/* Move the cursor without taking, MM_UNSET: nowhere. False: somebody was faster. */
-bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint64_t word, uint64_t to);
+/* Move the cursor without taking, MM_UNSET: nowhere. `number`: 1 + the group's index. False: somebody was faster. */
+bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word, uint64_t to);
 /* `slot` needs nothing before `position` of what it took any more. True: the sender waits, wake room_wanted. */
 bool mm_group_done(struct mm_control *shared, int slot, uint64_t position);
 /* What a slot has taken and not done with. False: nothing. */

@@ -31,11 +31,12 @@ uint64_t mm_group_at(const struct mm_group *group, uint64_t *word)
     return *word == 0 ? MM_UNSET : at(*word);
 }
 
-/* The slot that the cursor names has taken what it intended to: write that into it. */
-static void settle(struct mm_control *shared, uint64_t word)
+/* The slot that the cursor names has taken what it intended to: write that into it. `number`: 1 + the group's
+ * index; a slot that has gone over to another group meanwhile intends something else. */
+static void settle(struct mm_control *shared, uint32_t number, uint64_t word)
 {
     uint64_t slot = word & 255;
-    if (slot >= MM_SLOTS)
+    if (slot >= MM_SLOTS || atomic_load_explicit(&shared->slots[slot].group, memory_order_acquire) != number)
         return;
     _Atomic uint64_t *held = &shared->slots[slot].held;
     uint64_t seen = atomic_load_explicit(held, memory_order_acquire);
@@ -49,7 +50,7 @@ bool mm_group_take(struct mm_control *shared, struct mm_group *group, int index,
 {
     struct mm_slot *slot = &shared->slots[index];
     uint64_t start = at(word);
-    settle(shared, word);
+    settle(shared, atomic_load_explicit(&slot->group, memory_order_relaxed), word);
     atomic_store_explicit(&slot->held_end, end, memory_order_relaxed);
     atomic_store_explicit(&slot->position, start, memory_order_release);
     atomic_store_explicit(&slot->held, start | INTENT, memory_order_release);
@@ -64,9 +65,9 @@ bool mm_group_take(struct mm_control *shared, struct mm_group *group, int index,
     return false;
 }
 
-bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint64_t word, uint64_t to)
+bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word, uint64_t to)
 {
-    settle(shared, word);
+    settle(shared, number, word);
     return atomic_compare_exchange_strong_explicit(&group->cursor, &word,
                                                    to == MM_UNSET ? 0 : cursor_word(to, NOBODY),
                                                    memory_order_acq_rel, memory_order_acquire);
@@ -87,7 +88,7 @@ bool mm_group_held(struct mm_control *shared, struct mm_group *group, int index,
     struct mm_slot *slot = &shared->slots[index];
     uint64_t word = atomic_load_explicit(&group->cursor, memory_order_acquire);
     if ((word & 255) == (uint64_t)index)
-        settle(shared, word);
+        settle(shared, atomic_load_explicit(&slot->group, memory_order_relaxed), word);
     /* after the cursor: who moved it on has written TAKEN before */
     uint64_t held = atomic_load_explicit(&slot->held, memory_order_acquire);
     *start = held & ~(uint64_t)STATE;

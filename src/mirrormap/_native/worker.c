@@ -10,6 +10,12 @@ static int index_of(const Receiver *receiver)
     return (int)(receiver->group - receiver->end.stream.annex->groups);
 }
 
+/* 1 + the group's index, as slots name it. */
+static uint32_t number_of(const Receiver *receiver)
+{
+    return (uint32_t)index_of(receiver) + 1;
+}
+
 static Receiver *worker_open(PyObject *self)
 {
     Receiver *receiver = receiver_open(self);
@@ -56,8 +62,8 @@ PyObject *worker_found(PyObject *self, PyObject *const *args, Py_ssize_t given)
         return NULL;
     struct mm_control *shared = receiver->end.stream.shared;
     struct mm_slot *slot = &shared->slots[number[0]];
-    atomic_store(&slot->group, (uint32_t)index_of(receiver) + 1);
-    if (mm_group_skip(shared, receiver->group, 0, (uint64_t)number[1]))
+    atomic_store(&slot->group, number_of(receiver));
+    if (mm_group_skip(shared, receiver->group, number_of(receiver), 0, (uint64_t)number[1]))
         atomic_store(&receiver->group->sequence, (uint64_t)number[2]);
     /* the cursor pins it from now on */
     atomic_store_explicit(&slot->position, UINT64_MAX, memory_order_release);
@@ -67,6 +73,14 @@ PyObject *worker_found(PyObject *self, PyObject *const *args, Py_ssize_t given)
 }
 
 /* --- taking --- */
+
+/* Some place is not needed any more. */
+static void tell_sender(const Receiver *receiver)
+{
+    struct mm_control *shared = receiver->end.stream.shared;
+    if (mm_is_wanted(&shared->room_wanted))
+        mm_sys_wake(&shared->room_wanted);
+}
 
 /* A slot that holds nothing: our own, or one more. -1: an exception is set. */
 static int free_slot(PyObject *self, Receiver *receiver)
@@ -79,7 +93,7 @@ static int free_slot(PyObject *self, Receiver *receiver)
     Py_XDECREF(number);
     if (slot < 0 || slot >= MM_SLOTS)
         return -1;
-    atomic_store(&receiver->end.stream.shared->slots[slot].group, (uint32_t)index_of(receiver) + 1);
+    atomic_store(&receiver->end.stream.shared->slots[slot].group, number_of(receiver));
     return (int)slot;
 }
 
@@ -129,14 +143,16 @@ static bool get_past(PyObject *self, Receiver *receiver, enum found found, uint6
         return true; /* somebody took it, and what we looked at may be something else by now */
     uint64_t position = atomic_load(&shared->written), sequence = 0;
     if (found == DAMAGED) {
-        if (mm_group_skip(shared, receiver->group, word, position))
+        if (mm_group_skip(shared, receiver->group, number_of(receiver), word, position)) {
+            tell_sender(receiver);
             receiver_corrupt(self, "a message's header is damaged");
+        }
         return !PyErr_Occurred();
     }
     if (!receiver_oldest(self, &position, &sequence))
         return false;
     uint64_t before = atomic_load(&receiver->group->sequence);
-    if (!mm_group_skip(shared, receiver->group, word, position))
+    if (!mm_group_skip(shared, receiver->group, number_of(receiver), word, position))
         return true;
     atomic_store(&receiver->group->sequence, sequence);
     return receiver_missed(self, receiver, before, sequence);
@@ -194,15 +210,18 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
         }
         if (slot < 0 && (slot = free_slot(self, receiver)) < 0)
             return NULL;
-        if (!mm_group_take(shared, receiver->group, slot, word, end))
+        if (!mm_group_take(shared, receiver->group, slot, word, end)) {
+            tell_sender(receiver); /* it may have seen the place that was not ours after all */
             continue;
+        }
         if (sequence != 0)
             atomic_store(&receiver->group->sequence, sequence);
         atomic_store_explicit(&shared->slots[slot].sequence, sequence, memory_order_relaxed);
         int64_t count = make_messages(self, receiver, slot, start, end);
         if (count > 0)
             return pop_pending(receiver);
-        mm_group_done(shared, slot, end); /* no message was among them */
+        if (mm_group_done(shared, slot, end)) /* no message was among them */
+            mm_sys_wake(&shared->room_wanted);
         if (count < 0)
             break;
     }
@@ -293,7 +312,7 @@ PyObject *worker_drop(PyObject *self, PyObject *const *args, Py_ssize_t given)
     const struct mm_stream *stream = &((End *)self)->stream;
     struct mm_group *group = &stream->annex->groups[number[0]];
     uint64_t word, position = mm_group_at(group, &word);
-    bool dropped = position != MM_UNSET && mm_group_skip(stream->shared, group, word, MM_UNSET);
+    bool dropped = position != MM_UNSET && mm_group_skip(stream->shared, group, (uint32_t)number[0] + 1, word, MM_UNSET);
     if (number[1] != 0)
         atomic_store(&group->key, 0);
     return PyBool_FromLong(dropped);

@@ -1,0 +1,35 @@
+"""What tests of SPIN models share: an exhaustive search, and how many errors it found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+
+needs_spin = pytest.mark.skipif(
+    not shutil.which("spin") or not COMPILER, reason="spin is not installed: apt-get install spin"
+)
+
+
+def errors(model: Path, folder: Path, options: str, seconds: float = 240) -> tuple[int, str]:
+    """How many errors an exhaustive search finds (it ends at the first), and what it printed."""
+    spin = subprocess.run(
+        ["spin", "-a", *options.split(), str(model)], cwd=folder, capture_output=True, text=True
+    )
+    assert spin.returncode == 0, spin.stdout + spin.stderr
+    build = [str(COMPILER), "-O2", "-w", "-DSAFETY", "-DVECTORSZ=2048", "-DCOLLAPSE", "-DMEMLIM=4000"]
+    subprocess.run([*build, "-o", "pan", "pan.c"], cwd=folder, check=True)
+    found = subprocess.run(
+        ["./pan", "-m100000", "-n"], cwd=folder, capture_output=True, text=True, timeout=seconds
+    ).stdout
+    counted = re.search(r"errors: (\d+)", found)
+    assert counted, found
+    assert "search depth" not in found, found
+    assert "out of memory" not in found, found
+    assert int(counted[1]) or "Search not completed" not in found, found
+    return int(counted[1]), found
