@@ -377,7 +377,7 @@ HEAD = struct.Struct("<8sIIQQQII")
 def forged(**changes: Any) -> bytes:
     """A header with the right checksum over the wrong things."""
     fields = {
-        "offset": CONTROL_NBYTES, "nbytes": PAGE, "item_nbytes": 4, "overwrite": 1, "text": b"('<i4', ())",
+        "offset": CONTROL_NBYTES, "nbytes": PAGE, "item_nbytes": 4, "overwrite": 1, "text": b'["<i4", []]',
     } | changes  # fmt: skip
     text = fields.pop("text")
     body = (*fields.values(), len(text))
@@ -388,9 +388,9 @@ def forged(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"text": b"('O', ())"}, {"text": b"('|O8', ())"}, {"text": b"('<i4', (2,))"}, {"text": b"("},
-        {"text": b"__import__('os')"}, {"text": b"('<i4', (0,))"}, {"text": b"('<i4', (-1,))"}, {"text": b"\xff"},
-        {"text": b"('<i4', (1,))" * 9}, {"text": b"[" * 3000}, {"text": b"('nonsense', ())"}, {"text": b"5"},
+        {"text": b'["O", []]'}, {"text": b'["|O8", []]'}, {"text": b'["<i4", [2]]'}, {"text": b"["},
+        {"text": b'{"a": 1}'}, {"text": b'["<i4", [0]]'}, {"text": b'["<i4", [-1]]'}, {"text": b"\xff"},
+        {"text": b'["<i4", [1]]' * 9}, {"text": b"[" * 3000}, {"text": b'["nonsense", []]'}, {"text": b"5"},
         {"nbytes": 0}, {"nbytes": PAGE + 4}, {"nbytes": 1 << 62}, {"nbytes": 2 * PAGE}, {"item_nbytes": 0},
         {"item_nbytes": 8}, {"offset": 0}, {"offset": PAGE}, {"offset": CONTROL_NBYTES + 1}, {"overwrite": 2},
     ],
