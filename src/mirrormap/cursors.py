@@ -52,7 +52,10 @@ GEOMETRY_NBYTES: Final = CONTROL_NBYTES // 4
 """Bytes at its start that say what the ring is made of."""
 
 SLICE_SECONDS: Final = 0.1
-"""How long a wait goes on without looking whether the other side still lives."""
+"""How long a wait goes on at first without looking whether the other side still lives."""
+
+LONGEST_SLICE_SECONDS: Final = 0.5
+"""And at most, later on."""
 
 _HEAD: Final = struct.Struct("<8sIIQQQII")  # magic, version, checksum, sizes, flags, length of the text
 
@@ -106,17 +109,22 @@ class Attached(RingBase):
 class Deadline:
     """A timeout in seconds, counted from now; None: for ever."""
 
-    __slots__ = ("_end",)
+    __slots__ = ("_end", "_slice")
 
     def __init__(self, timeout: float | None) -> None:
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout {timeout!r} must be None or >= 0 seconds")
         self._end = math.inf if timeout is None else time.monotonic() + timeout
+        self._slice = SLICE_SECONDS
 
     def slice_ms(self) -> int:
-        """Milliseconds to sleep before looking round again; 0: the time is over."""
-        left = self._end - time.monotonic()
-        return 0 if left <= 0 else math.ceil(min(left, SLICE_SECONDS) * 1e3)
+        """Milliseconds to sleep before looking round again; 0: the time is over.
+
+        They grow: who has waited for long costs nothing, and hears of a death within LONGEST_SLICE_SECONDS.
+        """
+        left, length = self._end - time.monotonic(), self._slice
+        self._slice = min(2 * length, LONGEST_SLICE_SECONDS)
+        return 0 if left <= 0 else math.ceil(min(left, length) * 1e3)
 
 
 class Sort(NamedTuple):
