@@ -32,8 +32,6 @@ from rich.progress import Progress
 from rich.table import Table
 from transports import MIB, STANDARD, Batches, InC, Limit, Messages, Records, RingRecords, Transport
 
-import mirrormap as mm
-
 HERE = Path(__file__).parent
 PACE_SECONDS = 0.006
 LAST = 1 << 40  # the numbers of the chunk after which nothing comes
@@ -80,7 +78,7 @@ ROUNDS: dict[str, tuple[Any, float | None]] = {
 # --- processes -------------------------------------------------------------------------------
 
 
-def child(work: Callable[[], Any], answer: int, cpu: int | None) -> int:
+def child(work: Callable[[], Any], answer: int, cpu: int | None, used: Transport) -> int:
     """Run it in a forked process, which writes what it returns as JSON and waits to be killed. Returns: its pid."""
     pid = os.fork()
     if pid:
@@ -88,6 +86,7 @@ def child(work: Callable[[], Any], answer: int, cpu: int | None) -> int:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         if cpu is not None:
@@ -95,10 +94,12 @@ def child(work: Callable[[], Any], answer: int, cpu: int | None) -> int:
         gc.disable()
         try:
             found = work()
-        except BaseException:
+        except Exception:
             found = {"error": traceback.format_exc(limit=-1).strip().splitlines()[-1]}
         os.write(answer, json.dumps(found).encode() + b"\n")
         signal.pause()  # buffers and queues live on until the others have it all
+    except SystemExit:
+        used.leave()
     finally:
         os._exit(1)
 
@@ -109,13 +110,17 @@ def pair() -> list[int]:
 
 
 def together(
-    works: list[Callable[[], Any]], timeout: float, cpus: list[int] | None = None, count: int | None = None
+    works: list[Callable[[], Any]],
+    timeout: float,
+    used: Transport,
+    cpus: list[int] | None = None,
+    count: int | None = None,
 ) -> list[Any]:
     """What the first `count` returned, every one in a process of its own. Raises: RuntimeError: one failed, or hangs."""
     pids, pipes = [], []
     for index, work in enumerate(works):
         reading, writing = os.pipe()
-        pids.append(child(work, writing, cpus[index] if cpus else None))
+        pids.append(child(work, writing, cpus[index] if cpus else None, used))
         os.close(writing)
         pipes.append(reading)
     until = time.monotonic() + timeout
@@ -123,10 +128,20 @@ def together(
         return [answered(reading, until) for reading in reversed(pipes[:count])][::-1]
     finally:
         for pid, reading in zip(pids, pipes, strict=True):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            ended(pid)
             os.close(reading)
+
+
+def ended(pid: int) -> None:
+    """Let it clean up; kill it if it cannot."""
+    os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + 0.5
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+        time.sleep(0.002)
 
 
 def answered(reading: int, until: float) -> Any:
@@ -167,7 +182,8 @@ class Gate:
 def sent(transport: Transport, chunk: int, seconds: float, gate: Gate) -> Callable[[], Any]:
     def work() -> dict[str, float]:
         gate.wait()
-        produce, number = transport.sender(), 0
+        produce = transport.kept = transport.sender()
+        number = 0
         until = time.perf_counter() + seconds
         used = time.process_time()
         while time.perf_counter() < until:
@@ -208,13 +224,24 @@ def run(made: Any, size: Size, seconds: float) -> dict[str, float]:
     transport, gate = made(size.nbytes, size.slots), Gate()
     try:
         works = [sent(transport, size.chunk, seconds, gate), received(transport, size, seconds / 4, gate)]
-        sender, receiver = together(works, 20 * seconds + 5)
+        sender, receiver = together(works, 20 * seconds + 5, transport)
     finally:
         transport.close()
         gate.close()
     if receiver["wrong"]:
         raise RuntimeError(f"{receiver['wrong']} messages were lost or torn")
     return {"rate": receiver["rate"], "cpu": sender["cpu"]}
+
+
+class Both(Transport):
+    """There and back."""
+
+    def __init__(self, *ways: Transport) -> None:
+        self.ways = ways
+
+    def leave(self) -> None:
+        for way in self.ways:
+            way.leave()
 
 
 # --- round trips -----------------------------------------------------------------------------
@@ -249,7 +276,7 @@ def rounds(made: Any, spin_us: float | None, seconds: float) -> dict[str, float]
             produce(int(consume(1)[0]) // 8, 1)
 
     try:
-        return together([ask, reply], 10 * seconds + 5, cpus=pair(), count=1)[0]
+        return together([ask, reply], 10 * seconds + 5, Both(there, back), pair(), 1)[0]
     finally:
         for each in (there, back, gate, other):
             each.close()
@@ -287,7 +314,7 @@ def broadcast(receivers: int, seconds: float) -> dict[str, float]:
             consume(1)
 
     try:
-        return dict(together([send, *[receive] * receivers], 10 * seconds + 5, count=1)[0])
+        return dict(together([send, *[receive] * receivers], 10 * seconds + 5, transport, count=1)[0])
     finally:
         transport.close()
         gate.close()
@@ -295,7 +322,8 @@ def broadcast(receivers: int, seconds: float) -> dict[str, float]:
 
 def idle(seconds: float) -> float:
     """CPU seconds of a receiver to which nothing comes, its first wait left out."""
-    with mm.Channel("1MiB") as channel, channel.sender():
+    transport = Messages(64, 16)
+    with transport.channel as channel, channel.sender():
 
         def wait() -> float:
             receiver = channel.receiver()
@@ -306,7 +334,7 @@ def idle(seconds: float) -> float:
             after = resource.getrusage(resource.RUSAGE_SELF)
             return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-        return float(together([wait], seconds + 10)[0])
+        return float(together([wait], seconds + 10, transport)[0])
 
 
 # --- all of it -------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class ZeroMq(Transport):
 
     def setup(self) -> None:
         self.module = importlib.import_module("zmq")
-        self.address = f"ipc://@{unique('mirrormap-bench')}"
+        self.address = f"ipc://@{unique('mmbench')}"
 
     def made(self, kind: int) -> Any:
         end = self.module.Context().socket(kind)
@@ -119,7 +121,7 @@ class Iceoryx(Transport):
 
     def setup(self) -> None:
         self.module = importlib.import_module("iceoryx2")
-        self.name = unique("mirrormap/bench/")
+        self.name = unique("mmbench/")
 
     def service(self) -> Any:
         module = self.module
@@ -160,6 +162,9 @@ class Iceoryx(Transport):
             return sums
 
         return consume
+
+    def leave(self) -> None:
+        self.held = self.node = self.kept = None
 
 
 class Zenoh(OfBytes):
@@ -208,13 +213,16 @@ class Zenoh(OfBytes):
 
         return receive
 
+    def leave(self) -> None:
+        self.held.close()
+
 
 class Cloudtoid(Transport):
     """cloudtoid-interprocess; its sender asks again when there is no room."""
 
     def setup(self) -> None:
         self.module = importlib.import_module("cloudtoid_interprocess")
-        self.name, self.capacity = unique("mm"), self.slots * (self.nbytes + 64)
+        self.name, self.capacity = unique("mmbench"), self.slots * (self.nbytes + 64)
         self.folder = tempfile.mkdtemp(dir="/dev/shm")
 
     def sending(self) -> Callable[[Any], Any]:
@@ -226,9 +234,8 @@ class Cloudtoid(Transport):
         return self.held.receive
 
     def close(self) -> None:
-        import shutil
-
         shutil.rmtree(self.folder, ignore_errors=True)
+        Path(f"/dev/shm/sem.ct3ip.{self.name}").unlink(missing_ok=True)
 
 
 class Membridge(OfBytes):
@@ -236,7 +243,7 @@ class Membridge(OfBytes):
 
     def setup(self) -> None:
         self.module = importlib.import_module("membridge")
-        self.name = unique("/mirrormap-")
+        self.name = unique("/mmbench-")
         nbytes = 1 << (self.slots * (self.nbytes + 4)).bit_length()
         self.memory = self.module.SharedMemory.create(self.name, nbytes + 24)
         self.ring = self.memory.spsc()

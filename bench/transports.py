@@ -38,6 +38,8 @@ class Transport:
         self.nbytes, self.slots = nbytes, slots
         self.setup()
 
+    kept: Any = None  # what shall live as long as its process
+
     def setup(self) -> None: ...
 
     def sending(self) -> Callable[[Any], Any]:
@@ -68,6 +70,9 @@ class Transport:
             return [add(show(receive(), "u8")) for _ in range(count)]
 
         return consume
+
+    def leave(self) -> None:
+        """In each of the processes, before it ends: packages keep names that must not stay behind."""
 
     def close(self) -> None: ...
 
