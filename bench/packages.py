@@ -171,7 +171,7 @@ class Zenoh(OfBytes):
     """Zenoh between two peers over shared memory."""
 
     def setup(self) -> None:
-        self.module = importlib.import_module("zenoh")
+        self.module, self.key = importlib.import_module("zenoh"), unique("mmbench/")
         self.before = set(Path("/dev/shm").glob("*.zenoh"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -188,9 +188,7 @@ class Zenoh(OfBytes):
     def sending(self) -> Callable[[Any], Any]:
         module, nbytes = self.module, self.nbytes
         self.held = self.session("connect")
-        publisher = self.held.declare_publisher(
-            "mirrormap/bench", congestion_control=module.CongestionControl.BLOCK
-        )
+        publisher = self.held.declare_publisher(self.key, congestion_control=module.CongestionControl.BLOCK)
         provider = module.shm.ShmProvider.default_backend(max(2 * self.slots * (nbytes + 64), MIB))
         policy = module.shm.BlockOn(module.shm.GarbageCollect())
         while not publisher.matching_status.matching:
@@ -206,7 +204,7 @@ class Zenoh(OfBytes):
     def receiving(self) -> Callable[[], Any]:
         self.held = self.session("listen")
         channel = self.module.handlers.FifoChannel(self.slots)
-        self.subscriber = self.held.declare_subscriber("mirrormap/bench", channel)
+        self.subscriber = self.held.declare_subscriber(self.key, channel)
         take = self.subscriber.recv
 
         def receive() -> Any:
