@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-heap matrix pythons dist sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist sanitize soak clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -124,6 +124,9 @@ bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitchin
 
 bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes
 	$(BIN)/python bench/heap.py
+
+bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers
+	$(BIN)/python bench/messages.py $(BENCH_ARGS)
 
 matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
 	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) $(BIN)/python matrix/run.py

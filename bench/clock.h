@@ -1,5 +1,7 @@
 /* What the C programs share: a clock, and names that old headers lack. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>

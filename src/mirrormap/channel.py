@@ -85,8 +85,8 @@ class Channel(SelfClosing):
             waits, the oldest messages give way, and a slow receiver gets Overrun.
         max_inflight: messages that may be unread at a time. A few, 2 say, keep large ones in the caches:
             their places are used again at once. None: as many as fit.
-        spin_us: microseconds to look for a message or for room before going to sleep; None: 30, and 0 on
-            one processor. Belongs to this object, not to the channel.
+        spin_us: microseconds to look for a message or for room before going to sleep, and to offer the
+            processor to others once; None: 30, and 0 on one processor. This object's, not the channel's.
         page_size: as in Pages.
         path: a file to keep it in, created with mode 0600; it outlives the process, with what was sent.
 

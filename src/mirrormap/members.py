@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from mirrormap.cursors import is_alive, own_token
+from mirrormap.cursors import is_alive, is_still_alive, own_token
 from mirrormap.kernel import End
 
 __all__ = ["Peer", "evict", "forget_groups", "is_sender_gone", "peers"]
@@ -48,7 +48,7 @@ def is_sender_gone(end: End) -> bool:
     """Was there a sender, and is there none now?"""
     sender, taken, _ = end._owners()
     # one killed as it took the place may not have been counted
-    return bool(taken or sender) and not (sender and is_alive(sender))
+    return bool(taken or sender) and not (sender and is_still_alive(sender))
 
 
 def evict(end: End, *, drop: bool = False) -> bool:

@@ -278,7 +278,7 @@ def process_start(pid: int) -> int | None:
     /proc does not say more (hidepid).
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # who waits asks ten times a second
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # who waits asks again and again
             fields = file.read(4 << 10).rpartition(b")")[2].split()
     except OSError:
         try:

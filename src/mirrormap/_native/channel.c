@@ -100,15 +100,15 @@ bool about_set(struct about *about, PyObject *answer)
 
 PyObject *about_array(const struct about *about, char *payload, PyObject *base, bool writable)
 {
+    if (base == NULL)
+        return NULL;
     int flags = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | (writable ? NPY_ARRAY_WRITEABLE : 0);
     Py_INCREF(about->descr);
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)about->descr, about->ndim,
                                            (npy_intp *)about->dims, NULL, payload, flags, NULL);
     if (array == NULL)
-        return NULL;
-    /* its base counts as an export for as long as any array shows the message */
-    PyObject *view = PyMemoryView_FromObject(base);
-    if (view == NULL || PyArray_SetBaseObject((PyArrayObject *)array, view) < 0)
+        Py_DECREF(base);
+    else if (PyArray_SetBaseObject((PyArrayObject *)array, base) < 0)
         Py_CLEAR(array);
     return array;
 }

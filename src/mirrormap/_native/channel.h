@@ -39,7 +39,7 @@ typedef struct {
     uint64_t longest;          /* message that is taken, in bytes */
     uint64_t largest;          /* frame so far, in bytes */
     uint64_t start, required;  /* of the message that is being placed */
-    int64_t spin_ns;
+    struct patience patience;
     struct reservation *open;  /* whose bytes may still be written to */
     PyObject *wish;            /* what reserve() was asked for last, which `about` answers */
 } Sender;
@@ -62,7 +62,8 @@ typedef struct {
     uint64_t position;         /* of the next frame */
     uint64_t sequence;         /* of the next message */
     int slot;                  /* our own; -1: an overwriting channel had none left */
-    int64_t spin_ns;
+    uint64_t seen;             /* what `written` was when it was last looked at */
+    struct patience patience;
     struct mm_group *group;    /* NULL: every message is for us */
     Message *first, *last;     /* handed out and not released */
     Message *given;            /* by iteration: released at its next step */
@@ -79,11 +80,12 @@ typedef struct reservation {
     long exports;
 } Reservation;
 
-extern PyTypeObject *end_type, *message_type, *reservation_type;
-extern PyType_Spec end_spec, sender_spec, receiver_spec, message_spec, reservation_spec;
+extern PyTypeObject *end_type, *message_type, *pin_type, *reservation_type;
+extern PyType_Spec end_spec, sender_spec, receiver_spec, message_spec, pin_spec, reservation_spec;
 
 /* channel.c */
 bool about_set(struct about *about, PyObject *answer);   /* (text, dtype, shape) from Python */
+/* An array of it. `base` is handed over, lives as long as any array of these bytes and is to count as an export. */
 PyObject *about_array(const struct about *about, char *payload, PyObject *base, bool writable);
 int end_clear(End *end);
 void free_object(PyObject *self);
@@ -109,7 +111,7 @@ PyObject *sender_reserve(PyObject *self, PyObject *const *args, Py_ssize_t given
 Receiver *receiver_open(PyObject *self);
 enum found { NOTHING, FOUND, OVERRUN, DAMAGED };
 /* The frame at `position`. */
-enum found receiver_look(const Receiver *receiver, uint64_t position, struct mm_header *header);
+enum found receiver_look(Receiver *receiver, uint64_t position, struct mm_header *header);
 /* Where the oldest message is that is left, and its number. False: an exception is set. */
 bool receiver_oldest(PyObject *self, uint64_t *position, uint64_t *sequence);
 /* Tell by an exception that messages were missed, and count them; true when none were. */
@@ -119,7 +121,7 @@ void receiver_corrupt(PyObject *self, const char *what);
 bool receiver_release_all(Receiver *receiver);
 
 /* receiver_wait.c */
-void receiver_spin(const Receiver *receiver); /* look for a message again and again, for `spin_ns` */
+bool receiver_spin(Receiver *receiver); /* look for a message before sleeping */
 PyObject *receiver_wait_data(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *receiver_want_bell(PyObject *self, PyObject *const *args, Py_ssize_t given);
 

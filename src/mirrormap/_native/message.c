@@ -5,7 +5,13 @@
 
 #include <string.h>
 
-PyTypeObject *message_type;
+PyTypeObject *message_type, *pin_type;
+
+/* What the arrays of a message have as their base: an export, cheaper than a memoryview, and nobody can release it. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *message;
+} Pin;
 
 static Message *message_of(PyObject *object)
 {
@@ -177,6 +183,26 @@ static bool describe(const Message *message, struct about *about)
     return false;
 }
 
+static PyObject *pinned(PyObject *self)
+{
+    Pin *pin = PyObject_New(Pin, pin_type);
+    if (pin == NULL)
+        return NULL;
+    pin->message = Py_NewRef(self);
+    message_of(self)->exports++;
+    return (PyObject *)pin;
+}
+
+static void pin_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject *message = ((Pin *)self)->message;
+    message_of(message)->exports--;
+    Py_DECREF(message);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
 static PyObject *get_array(PyObject *self, void *unused)
 {
     (void)unused;
@@ -185,12 +211,13 @@ static PyObject *get_array(PyObject *self, void *unused)
         return NULL;
     if (message->about_nbytes != 0) {
         struct about *about = &receiver_of(message)->end.about;
-        return describe(message, about) && is_open(message) ? about_array(about, (char *)message->payload, self, false)
-                                                            : NULL;
+        if (!describe(message, about) || !is_open(message))
+            return NULL;
+        return about_array(about, (char *)message->payload, pinned(self), false);
     }
     struct about flat = {.descr = (PyObject *)PyArray_DescrFromType(NPY_UINT8), .ndim = 1};
     flat.dims[0] = (npy_intp)message->nbytes;
-    PyObject *array = about_array(&flat, (char *)message->payload, self, false);
+    PyObject *array = about_array(&flat, (char *)message->payload, pinned(self), false);
     Py_DECREF(flat.descr);
     return array;
 }
@@ -271,4 +298,16 @@ PyType_Spec message_spec = {
     .basicsize = sizeof(Message),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = message_slots,
+};
+
+static PyType_Slot pin_slots[] = {
+    {Py_tp_dealloc, pin_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec pin_spec = {
+    .name = "mirrormap._core.Pin",
+    .basicsize = sizeof(Pin),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = pin_slots,
 };

@@ -40,7 +40,8 @@ static int exec_core(PyObject *module)
         || add_type(module, "Ref", &ref_spec, NULL, &ref_type) < 0
         || add_type(module, "Lens", &lens_spec, NULL, &lens_type) < 0)
         return -1;
-    return 0;
+    pin_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pin_spec, NULL); /* nobody makes one by name */
+    return pin_type != NULL ? 0 : -1;
 }
 
 static PyModuleDef_Slot core_slots[] = {

@@ -32,6 +32,48 @@ int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds)
     return error == EINTR ? PyErr_CheckSignals() : 0;
 }
 
+enum { ALONE_NS = 4000, LATE_NS = 10000, TAKEN_NS = 1500000, KEEP = 256, LOOKS = 32 };
+
+static bool look_until(int64_t until, bool (*is_there)(void *), void *what)
+{
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (is_there(what))
+                return true;
+            mm_relax();
+        }
+    } while (mm_sys_now() < until);
+    return false;
+}
+
+static bool spin(struct patience *patience, bool (*is_there)(void *), void *what)
+{
+    int64_t now = mm_sys_now(), until = now + patience->spin_ns, alone = now + ALONE_NS;
+    if (!patience->crowded && look_until(alone < until ? alone : until, is_there, what))
+        return true;
+    if (patience->keep > 0) {
+        patience->keep--;
+        return is_there(what);
+    }
+    now = mm_sys_now();
+    mm_sys_yield();
+    int64_t taken = mm_sys_now() - now;
+    patience->crowded = taken > LATE_NS;
+    patience->keep = taken > TAKEN_NS ? KEEP : 0;
+    return is_there(what) || (!patience->crowded && look_until(until, is_there, what));
+}
+
+bool spin_until(struct patience *patience, bool (*is_there)(void *), void *what)
+{
+    bool there = false;
+    if (patience->spin_ns > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        there = spin(patience, is_there, what);
+        Py_END_ALLOW_THREADS
+    }
+    return there;
+}
+
 bool take_timed(const char *what, PyObject *const *args, Py_ssize_t given, PyObject *names,
                 PyObject **first, PyObject **timeout)
 {

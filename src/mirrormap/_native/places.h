@@ -15,6 +15,18 @@ typedef struct {
     long holder;                   /* the process in which we hold the writer's place; 0: none */
 } Places;
 
+/* How long to look before sleeping. */
+struct patience {
+    int64_t spin_ns;               /* 0: not at all */
+    bool crowded;                  /* the last time, others wanted this processor */
+    uint32_t keep;                 /* so many times it is not offered to them */
+};
+
+/* Look again and again until `is_there`, without the interpreter's lock; it must not touch Python. False: the time
+ * is over. The other side may be waiting for this very processor, so it is offered once: who gets it back late and
+ * still finds nothing should sleep. Where somebody else took it for long, sleeping is better: who is woken goes first. */
+bool spin_until(struct patience *patience, bool (*is_there)(void *), void *what);
+
 /* The pid of this process, known without a system call. */
 extern long this_process;
 

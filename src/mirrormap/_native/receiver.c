@@ -30,7 +30,7 @@ static PyObject *receiver_begin(PyObject *self, PyObject *const *args, Py_ssize_
     receiver->slot = number[0] >= 0 && number[0] < MM_SLOTS ? (int)number[0] : -1;
     receiver->position = (uint64_t)number[1];
     receiver->sequence = (uint64_t)number[2];
-    receiver->spin_ns = number[3];
+    receiver->patience.spin_ns = number[3];
     if (receiver->slot >= 0)
         atomic_store(&receiver->end.stream.shared->slots[receiver->slot].sequence, receiver->sequence);
     Py_RETURN_NONE;
@@ -59,10 +59,12 @@ static PyObject *receiver_find(PyObject *self, PyObject *const *args, Py_ssize_t
 
 /* --- the next message --- */
 
-enum found receiver_look(const Receiver *receiver, uint64_t position, struct mm_header *header)
+enum found receiver_look(Receiver *receiver, uint64_t position, struct mm_header *header)
 {
     const struct mm_stream *stream = &receiver->end.stream;
-    uint64_t written = atomic_load_explicit(&stream->shared->written, memory_order_acquire);
+    uint64_t written = receiver->seen;
+    if (written <= position) /* only then: the sender needs the line it is in */
+        written = receiver->seen = atomic_load_explicit(&stream->shared->written, memory_order_acquire);
     if (written == position)
         return NOTHING;
     bool there = written > position && mm_frame_at(stream, position, written, header);
@@ -171,8 +173,7 @@ static PyObject *receive(PyObject *self, PyObject *timeout)
     PyObject *message = receiver != NULL ? try_next(self, receiver, 1, false) : NULL;
     if (receiver == NULL || message != NULL || PyErr_Occurred())
         return message;
-    if (receiver->spin_ns > 0) {
-        receiver_spin(receiver);
+    if (receiver_spin(receiver)) {
         receiver = receiver_open(self);
         message = receiver != NULL ? try_next(self, receiver, 1, false) : NULL;
         if (receiver == NULL || message != NULL || PyErr_Occurred())

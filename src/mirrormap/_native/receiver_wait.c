@@ -63,17 +63,17 @@ PyObject *receiver_want_bell(PyObject *self, PyObject *const *args, Py_ssize_t g
     return PyBool_FromLong(is_there(&seen));
 }
 
-/* Look again and again for `spin_ns`, without the interpreter's lock. */
-void receiver_spin(const Receiver *receiver)
+static bool look(void *seen)
 {
-    int64_t until = mm_sys_now() + receiver->spin_ns;
+    return is_there(seen);
+}
+
+/* True: there may be a message. */
+bool receiver_spin(Receiver *receiver)
+{
     struct watch seen = watch(receiver);
-    PyObject *control = Py_NewRef(receiver->end.places.control);
-    Py_BEGIN_ALLOW_THREADS
-    do {
-        for (int i = 0; i < 32 && !is_there(&seen); i++)
-            mm_relax();
-    } while (!is_there(&seen) && mm_sys_now() < until);
-    Py_END_ALLOW_THREADS
+    PyObject *control = Py_NewRef(receiver->end.places.control); /* close() may come in between */
+    bool there = spin_until(&receiver->patience, look, &seen);
     Py_DECREF(control);
+    return there;
 }

@@ -205,10 +205,11 @@ static PyObject *get_array(PyObject *self, void *unused)
     if (!is_open(reservation))
         return NULL;
     if (reservation->about_nbytes != 0)
-        return about_array(&sender_of(reservation)->end.about, reservation->payload, self, true);
+        return about_array(&sender_of(reservation)->end.about, reservation->payload, PyMemoryView_FromObject(self),
+                           true);
     struct about flat = {.descr = (PyObject *)PyArray_DescrFromType(NPY_UINT8), .ndim = 1,
                          .dims = {(npy_intp)reservation->nbytes}};
-    PyObject *array = about_array(&flat, reservation->payload, self, true);
+    PyObject *array = about_array(&flat, reservation->payload, PyMemoryView_FromObject(self), true);
     Py_DECREF(flat.descr);
     return array;
 }

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+enum { MUCH = 4 }; /* that part of the data */
+
 static Sender *sender_of(PyObject *object)
 {
     return (Sender *)object;
@@ -39,7 +41,7 @@ static PyObject *sender_begin(PyObject *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     Sender *sender = sender_of(self);
     int64_t inflight = number[0];
-    sender->spin_ns = number[1];
+    sender->patience.spin_ns = number[1];
     sender->longest = (uint64_t)number[2];
     if (!mm_resume(&sender->end.stream, &sender->next))
         Py_RETURN_FALSE;
@@ -105,25 +107,20 @@ static PyObject *sender_wait_room(PyObject *self, PyObject *const *args, Py_ssiz
     return PyBool_FromLong(has_room(sender, true));
 }
 
-/* Look again and again for `spin_ns`, without the interpreter's lock. */
-static bool spin(Sender *sender)
+/* Room for more than one message: where there is none for one, waiting for each alone would cost as often. */
+static bool has_much_room(void *sender)
 {
-    bool there = false;
-    int64_t until = mm_sys_now() + sender->spin_ns;
-    Py_BEGIN_ALLOW_THREADS
-    do {
-        for (int i = 0; i < 16; i++)
-            mm_relax();
-        there = has_room(sender, true);
-    } while (!there && mm_sys_now() < until);
-    Py_END_ALLOW_THREADS
-    return there;
+    const Sender *asks = sender;
+    uint64_t much = asks->required + asks->end.stream.nbytes / MUCH, all = asks->next.start;
+    if (asks->inflight != 0 || much > all)
+        much = asks->inflight != 0 || all < asks->required ? asks->required : all;
+    return has_room(sender, true) && asks->needed >= much;
 }
 
 static bool wait_for_room(PyObject *self, Sender *sender, PyObject *timeout)
 {
     sender->end.places.busy = true;
-    if (sender->spin_ns > 0 && spin(sender)) {
+    if (spin_until(&sender->patience, has_much_room, sender) || has_room(sender, true)) {
         sender->end.places.busy = false;
         return true;
     }

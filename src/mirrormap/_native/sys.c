@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -337,6 +338,11 @@ int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds)
 void mm_sys_wake(_Atomic uint32_t *word)
 {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void mm_sys_yield(void)
+{
+    sched_yield();
 }
 
 int64_t mm_sys_now(void)

@@ -94,6 +94,7 @@ int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds);
 void mm_sys_wake(_Atomic uint32_t *word);                /* everybody */
 
 int64_t mm_sys_now(void);                                /* CLOCK_MONOTONIC, nanoseconds */
+void mm_sys_yield(void);                                 /* let another task of this processor go on */
 
 #ifdef MIRRORMAP_FAULTS
 /* Make the nth next call named `call` ("mmap", "*" for any) answer `error`, and

@@ -167,7 +167,7 @@ static bool look_after(PyObject *self, const char *method)
 }
 
 /* How far up to `limit` frames reach from the cursor. `*sequence`: after the last of them. */
-static enum found reach(const Receiver *receiver, uint64_t *position, int64_t limit, uint64_t *sequence)
+static enum found reach(Receiver *receiver, uint64_t *position, int64_t limit, uint64_t *sequence)
 {
     struct mm_header header;
     enum found found = receiver_look(receiver, *position, &header);
