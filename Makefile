@@ -35,9 +35,10 @@ $(VENV)/.recording: $(BIN)/uv
 	$(BIN)/python -m $(RECORDING)
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording ## mirror real memory, then stream a real recording through a ring
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording ## mirror real memory, stream a real recording through a ring, grow and freeze arrays
 	$(BIN)/mirrormap demo
 	$(BIN)/mirrormap demo ring
+	$(BIN)/mirrormap demo arrays
 
 test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

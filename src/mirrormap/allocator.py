@@ -40,9 +40,7 @@ class Allocator:
     __slots__ = ("__weakref__", "_before", "_handler", "_huge_nbytes", "min_nbytes")
     _installed: Allocator | None = None
 
-    def __init__(
-        self, min_nbytes: int, huge_nbytes: int, eager_nbytes: int, eager_zero_nbytes: int
-    ) -> None:
+    def __init__(self, min_nbytes: int, huge_nbytes: int, eager_nbytes: int, eager_zero_nbytes: int) -> None:
         self.min_nbytes = min_nbytes
         self._huge_nbytes = huge_nbytes
         self._handler = kernel.allocator_new(

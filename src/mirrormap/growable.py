@@ -309,7 +309,7 @@ class Growable(Closing):
         if not self._writes:
             raise MirrorError("opened with mode='r': open it with 'r+' to change it")
         if self._pid != os.getpid():
-            raise MirrorError("a forked child may not change its parent's array: open the file, or make another")
+            raise MirrorError("a forked child may not change its parent's array: open the file instead")
 
     def _check_unseen(self, count: int) -> None:
         """Raises: BufferError while a buffer of this process shows anything behind `count` rows."""

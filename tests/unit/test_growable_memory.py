@@ -100,6 +100,8 @@ with mm.Growable("u1") as grown:
 def test_where_the_kernel_gives_no_huge_pages(number: int) -> None:
     if not seccomp.numbers():
         pytest.skip("system call numbers of this architecture are not listed in tests/seccomp.py")
-    script = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n" + REFUSED.format(name=errno.errorcode[number])
+    script = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n" + REFUSED.format(
+        name=errno.errorcode[number]
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
