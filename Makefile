@@ -107,7 +107,7 @@ bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its 
 bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil
 	$(BIN)/python bench/maps.py
 
-bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitching, snapshots and the allocator against NumPy
+bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
 
 bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes
