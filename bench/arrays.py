@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from allocating import allocate
 from children import Cost, apart, cost
-from freezing import built, freeze
+from freezing import built, first_stores, freeze
 from growth import IN_FILES, IN_MEMORY, flatness, grow, grow_file
 from rich.console import Console
 from rich.markup import escape
@@ -98,12 +98,16 @@ def freezing(options: argparse.Namespace, step: Callable[[str], None]) -> Found:
     found: Found = {}
     with tempfile.TemporaryDirectory() as folder:
         library = built(folder)
+        step("store to frozen pages")
+        stores = apart(first_stores, library, 6 * options.turns + 1)
         for mib in options.mib:
             step(f"freeze {mib} MiB")
             found[mib] = {
                 name: apart(freeze, name, mib * MIB, library, 2 * options.turns + 1)
                 for name in ("snapshot", "fork", "copy")
             }
+            for name, seconds in stores.items():
+                found[mib][name]["first store, a page"] = seconds
     return found
 
 
@@ -165,10 +169,10 @@ def of_freezing(found: Found, console: Console) -> None:
         table = Table(f"{mib} MiB in 4 KiB pages", *cells, "fork / snapshot", title="freezing: ms, and KiB")
         for figure in cells["fork"]:
             memory = figure in ("page tables", "memory")
-            values = [cells[name][figure] * (1 / 1024 if memory else 1e3) for name in cells]
+            values = [cells[name].get(figure, 0) * (1 / 1024 if memory else 1e3) for name in cells]
             ratio = "" if memory or not values[0] else f"{values[1] / values[0]:,.2f}"
             table.add_row(
-                figure, *(f"{value:,.4f}" if not memory else f"{value:,.0f}" for value in values), ratio
+                figure, *(f"{value:,.5f}" if not memory else f"{value:,.0f}" for value in values), ratio
             )
         console.print(table)
 

@@ -70,12 +70,11 @@ def private(nbytes: int) -> Array:
 
 
 def _touch(library: ctypes.CDLL, array: Array) -> float:
-    """Seconds for the first store to each page since the cut, of a part that is not the writer's."""
+    """Seconds of processor time for the first store to a page since the cut."""
     library.c_touch.restype = ctypes.c_double
     library.c_touch.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    nbytes = min(TOUCHED_NBYTES, array.nbytes // 2)
-    seconds: float = library.c_touch(_address(array) + array.nbytes // 2, nbytes, mmap.PAGESIZE)
-    return seconds / (nbytes // mmap.PAGESIZE)
+    seconds: float = library.c_touch(_address(array), array.nbytes, mmap.PAGESIZE)
+    return seconds / (array.nbytes // mmap.PAGESIZE)
 
 
 def _forked() -> Callable[[], None]:
@@ -119,12 +118,12 @@ def _times(library: ctypes.CDLL, array: Array, cut: Callable[[], Callable[[], No
     end = cut()
     seconds = time.perf_counter() - start
     more = family("VmPTE") - tables, family("Pss") - before
-    touch = _touch(library, array)
+    _touch(library, array[: min(TOUCHED_NBYTES, array.nbytes // 2)])
     start = time.perf_counter()
     end()
     return {
         "cut": seconds, "longest pause": writer.pause, "pause without a cut": quiet.pause,
-        "first store, a page": touch, "end": time.perf_counter() - start,
+        "end": time.perf_counter() - start,
         "page tables": more[0], "memory": more[1],
     }  # fmt: skip
 
@@ -146,3 +145,20 @@ def freeze(name: str, nbytes: int, library: str, turns: int) -> dict[str, float]
         figure: float((np.min if "pause" in figure else np.median)([one[figure] for one in each]))
         for figure in each[0]
     }
+
+
+def first_stores(library: str, turns: int) -> dict[str, float]:
+    """To be run in a process of its own, where both take turns. Medians: seconds a page."""
+    loaded = ctypes.CDLL(library)
+    live, users = mm.full(TOUCHED_NBYTES, 1, "u1"), private(TOUCHED_NBYTES)
+    cuts: dict[str, tuple[Array, Callable[[], Callable[[], None]]]] = {
+        "snapshot": (live, lambda: _snapshot(live)),
+        "fork": (users, _forked),
+    }
+    found: dict[str, list[float]] = {name: [] for name in cuts}
+    for _ in range(turns):
+        for name, (array, cut) in cuts.items():
+            end = cut()
+            found[name].append(_touch(loaded, array))
+            end()
+    return {name: float(np.median(each)) for name, each in found.items()}
