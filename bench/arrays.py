@@ -31,8 +31,8 @@ Found = dict[str, Any]
 
 def medians(costs: Iterable[Cost]) -> Cost:
     each = list(costs)
-    seconds, peaks, held = zip(*each, strict=True)
-    return Cost(float(np.median(seconds)), max(peaks), max(held))
+    seconds, processor, peaks, held = zip(*each, strict=True)
+    return Cost(float(np.median(seconds)), float(np.median(processor)), max(peaks), max(held))
 
 
 def in_turns(contenders: list[str], turns: int, work: Callable[[str], Cost | str]) -> dict[str, Cost | str]:
@@ -136,23 +136,18 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], Found]
 
 def of_costs(title: str, found: Found, console: Console) -> None:
     """Times, how many times ours that is, and peak memory as multiples of what was asked for."""
-    table = Table(
-        "MiB",
-        "",
-        "ms",
-        "times ours",
-        "peak RSS",
-        "PSS in the end",
-        title=f"{title}; memory in times the data",
-    )
+    heads = "MiB", "", "ms", "times ours", "ms of processor", "times ours", "peak RSS", "PSS in the end"
+    table = Table(*heads, title=f"{title}; memory in times the data")
     for mib, cells in found.items():
-        ours = next(iter(cells.values())).seconds
+        ours = next(iter(cells.values()))
         for name, one in cells.items():
             if isinstance(one, str):
                 table.add_row(str(mib), name, one)
                 continue
-            memory = f"{one.peak_nbytes / MIB / mib:.2f}", f"{one.held_nbytes / MIB / mib:.2f}"
-            table.add_row(str(mib), name, f"{one.seconds * 1e3:,.2f}", f"{one.seconds / ours:,.2f}", *memory)
+            row = [f"{one.peak_nbytes / MIB / mib:.2f}", f"{one.held_nbytes / MIB / mib:.2f}"]
+            for spent, by_us in ((one.processor, ours.processor), (one.seconds, ours.seconds)):
+                row[:0] = f"{spent * 1e3:,.2f}", f"{spent / by_us:,.2f}"
+            table.add_row(str(mib), name, *row)
         table.add_section()
     console.print(table)
 

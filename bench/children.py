@@ -13,12 +13,13 @@ PATIENCE_S = 300
 
 
 class Cost(NamedTuple):
-    """Seconds, and bytes above what the process had before: RSS at its peak, and PSS with the result.
+    """Seconds on the clock and of the processor, and bytes above what the process had before.
 
-    RSS counts pages once for each view of this process, PSS once.
+    Of those RSS at its peak, and PSS with the result: RSS counts pages once for each view, PSS once.
     """
 
     seconds: float
+    processor: float
     peak_nbytes: int
     held_nbytes: int
 
@@ -42,10 +43,10 @@ def cost(work: Callable[..., Any], *arguments: Any) -> Cost:
     """Of this process. What the work returns lives until its memory was counted."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before, held = memory("VmRSS"), memory("Pss")
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     result = work(*arguments)
-    seconds = time.perf_counter() - start
-    found = Cost(seconds, memory("VmHWM") - before, memory("Pss") - held)
+    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    found = Cost(seconds, spent, memory("VmHWM") - before, memory("Pss") - held)
     del result
     return found
 

@@ -253,7 +253,8 @@ class Growable(Closing):
             if self._rows is None or stop > len(self._rows):
                 self._make(stop, take=True)
                 assert self._rows is not None
-            self._rows[self._count : stop] = block
+            if self._path is None or not self._room.put(self._end(self._count), block):
+                self._rows[self._count : stop] = block
             self._publish(stop)
 
     def resize(self, count: SupportsIndex) -> None:

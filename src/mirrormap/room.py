@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -17,14 +18,19 @@ from mirrormap.population import take_huge_pages
 from mirrormap.units import LIMIT_NBYTES, Size, round_down, round_up
 from mirrormap.views import array_over
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["Room"]
 
 _LABEL: Final = "growable"
 _FIRST_NBYTES: Final = 16 * PAGE_NBYTES
 _MOST_AHEAD_NBYTES: Final = 1 << 30  # address space and page tables, no memory
 _FILE_AHEAD_NBYTES: Final = 1 << 20  # blocks of a disk
+_WRITTEN_FROM_NBYTES: Final = 64 << 10
 _HUGE_FROM_NBYTES: Final = 16 << 20  # below, a huge page is too large a part of the whole
 _MOST_HUGE_AHEAD_NBYTES: Final = 32 << 20
+_DEAR_S: Final = 0.4e-9  # a byte, of processor time: what a fault for every 4 KiB takes
 
 
 class Room:
@@ -114,7 +120,8 @@ class Room:
         """Have memory for bytes [used, need), and up to an eighth more, in huge pages if there are any.
 
         A fault for every 4 KiB would take five times as long. Where the kernel gives no huge pages,
-        memory comes with those faults, as it is touched.
+        memory comes with those faults, as it is touched; where it has to move others' pages to make
+        room for one, which takes longer than the faults, it is asked again at twice the size.
         """
         if need <= self._ready:
             return
@@ -122,7 +129,34 @@ class Room:
         first = used if self._ready == self._huge_from else max(used, self._ready)
         last = max(need, first + min(need // 8, _MOST_HUGE_AHEAD_NBYTES))
         last = min(round_up(last, pmd), self.nbytes)
-        self._ready = last if take_huge_pages(self.region, first, last) else LIMIT_NBYTES
+        start = time.thread_time()
+        if not take_huge_pages(self.region, first, last):
+            self._ready = LIMIT_NBYTES
+        elif time.thread_time() - start > (last - first) * _DEAR_S:
+            self._ready = 2 * last
+        else:
+            self._ready = last
+
+    def put(self, at: int, block: NDArray[Any]) -> bool:
+        """Store a large block behind all that is used of a file, by write(2) from the next whole page on.
+
+        A store to a mapped file takes a fault for each page, in which a file system does much. Pages
+        that hold rows already are stored to where they are shown, because a snapshot may have a
+        private copy of them.
+        Returns: whether it did; False for memory and for small or scattered blocks.
+        Raises: MapError EIO and its like; the bytes are zero as before then.
+        """
+        if self.backing.in_memory or block.nbytes < _WRITTEN_FROM_NBYTES or not block.flags.c_contiguous:
+            return False
+        raw = block.reshape(-1).view(np.uint8)
+        head = round_up(at, self.page_nbytes) - at
+        array_over(self.region, np.uint8, (head,), at)[:] = raw[:head]
+        try:
+            kernel.pwrite(self.backing.fd, raw[head:].data, at + head, self.backing.label)
+        except MapError:
+            self.clear(at, at + raw.size)
+            raise
+        return True
 
     def grow(self, nbytes: int) -> None:
         """Show so many bytes: in place inside the window, else at a new address as well."""
@@ -139,7 +173,7 @@ class Room:
     def clear(self, first: int, last: int) -> None:
         """Bytes [first, last) give their memory back and read zero; so does what was taken behind them."""
         if self._huge_from < self._ready < LIMIT_NBYTES:
-            last = max(last, self._ready)
+            last = max(last, min(self._ready, self.nbytes))
         self._ready = self._huge_from
         edge = min(last, round_up(first, self.page_nbytes))
         with memoryview(kernel.span(self.region, first, edge - first)) as view:

@@ -389,7 +389,8 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
             grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
             lost = (hit in UNDOING) + (hits == 2)
             if lost:  # what cannot be unmapped or closed stays, and nothing else does
-                entries = 2 if name.startswith(("ring", "stitch")) else 1  # of one range that stays
+                # of one range that stays
+                entries = 3 if "numpy" in name else 2 if name.startswith(("ring", "stitch")) else 1
                 assert all(after[what] - before[what] <= lost * entries for what in grown), (hit, grown)
             else:
                 assert not grown, f"call {nth}, {hit}, answering {errno.errorcode[number]}: {grown}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,66 @@ def test_beyond_the_reserve_the_views_share_what_was_taken() -> None:
     assert grown[5] == 200
     del before
     grown.close()
+
+
+KIND = np.dtype([("a", "<i4"), ("b", "V3"), ("c", "M8[s]")])
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 5000])
+def test_large_blocks_in_a_file_lie_behind_the_rows_there_are(first: int, tmp_path: Path) -> None:
+    raw = np.random.default_rng(first).integers(0, 256, 40_000 * KIND.itemsize, "u1")
+    rows = raw.view(KIND)
+    with mm.Growable(KIND, path=tmp_path / "rows") as grown:
+        grown.extend(rows[:first])
+        seen = grown.array
+        for start in range(first, len(rows), 9000):  # each of 135,000 bytes
+            grown.extend(rows[start : start + 9000])
+        assert grown.array.tobytes() == raw.tobytes()
+        assert seen.tobytes() == rows[:first].tobytes()
+        grown.extend(grown.array)
+        grown.extend(rows[::-1])  # not contiguous
+        assert grown.array[len(rows) : 2 * len(rows)].tobytes() == raw.tobytes()
+        assert grown.array[: 2 * len(rows) - 1 : -1].tobytes() == raw.tobytes()
+        offset = grown.data_offset
+        del seen
+    assert np.memmap(tmp_path / "rows", KIND, "r", offset)[: len(rows)].tobytes() == raw.tobytes()
+
+
+def test_a_large_block_behind_a_frozen_page_is_not_lost(tmp_path: Path) -> None:
+    with mm.Growable("u1", path=tmp_path / "rows") as grown:
+        grown.extend(np.ones(PAGE + 10, "u1"))
+        rows = grown.array
+        with mm.snapshot(rows, copy=False) as frozen:
+            rows[-1] = 2  # its page is a private one from now on
+            grown.extend(np.full(MIB // 4, 3, "u1"))
+            assert (grown.array[PAGE + 10 :] == 3).all()
+            assert (frozen == 1).all()
+        assert (grown.array[PAGE + 10 :] == 3).all()
+        assert grown.array[PAGE + 9] == 2
+        del rows, frozen
+
+
+def test_a_large_block_that_the_disk_refuses_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mm.Growable("u1", path=tmp_path / "rows") as grown:
+        grown.extend(np.ones(PAGE + 10, "u1"))
+        write = os.pwrite
+
+        def half(fd: int, data: memoryview, offset: int) -> int:
+            if data.nbytes < MIB - PAGE:
+                raise OSError(errno.EIO, "the disk")
+            return write(fd, data[: len(data) // 2], offset)
+
+        monkeypatch.setattr(os, "pwrite", half)
+        with pytest.raises(mm.MapError, match="pwrite") as caught:
+            grown.extend(np.full(MIB, 3, "u1"))
+        assert caught.value.errno == errno.EIO
+        monkeypatch.undo()
+        assert len(grown) == PAGE + 10
+        grown.resize(MIB)
+        assert not grown.array[PAGE + 10 :].any()
+        assert grown.array[: PAGE + 10].all()
 
 
 REFUSED = """

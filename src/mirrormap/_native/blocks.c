@@ -1,6 +1,5 @@
 #define _GNU_SOURCE
 #include "blocks.h"
-
 #include "sys.h"
 
 #include <errno.h>
@@ -17,6 +16,8 @@
 #define MADV_COLLAPSE 25
 #endif
 #define HUGE_SHIFT 26          /* where memfd_create and mmap want log2 of a huge page's size */
+/* Again after a signal: whoever asked for memory cannot be told of it. */
+#define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
 
 struct block {
     struct block *next;        /* in its bucket, or among the cached, newest first */
@@ -178,16 +179,14 @@ static int map_aligned(struct block *block, int flags)
     return 0;
 }
 
-/* Huge pages as the block is touched, where shmem_enabled allows it. Where it does not, and now is
- * wanted: one page for each huge one, and the kernel makes huge ones of them. Where it does not do that
- * either, the pages come one by one. */
+/* Huge pages as the block is touched, where shmem_enabled allows it. Where not, and `now`: one page
+ * for each huge one, and the kernel makes huge ones of them, or leaves them to come one by one. */
 static void take_huge_pages(const struct block *block, bool now)
 {
     size_t whole = block->nbytes & ~(pmd - 1);
-    if (whole == 0)
-        return;
-    mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
-    if (now && mm_sys_touch(block->address, whole, pmd, false) == 0)
+    if (whole != 0)
+        mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
+    if (now && whole != 0 && mm_sys_touch(block->address, whole, pmd, false) == 0)
         mm_sys_advise(block->address, whole, MADV_COLLAPSE);
 }
 
@@ -196,15 +195,19 @@ static int map_fresh(struct block *block)
 {
     size_t huge_nbytes = block->page_nbytes > page ? block->page_nbytes : 0;
     int flags = MAP_SHARED;
+    int error;
     block->fd = -1;
-    if (may_hold_descriptor() && make_object(block->nbytes, huge_nbytes, &block->fd) != 0)
-        drop_descriptor();
+    if (may_hold_descriptor()) {
+        AGAIN(error, make_object(block->nbytes, huge_nbytes, &block->fd));
+        if (error != 0)
+            drop_descriptor();
+    }
     if (block->fd < 0) {
         flags |= MAP_ANONYMOUS | MAP_NORESERVE;
         if (huge_nbytes != 0)  /* reserved: a short pool is an error now and no SIGBUS later */
             flags = (flags & ~MAP_NORESERVE) | MAP_HUGETLB | shift_of(huge_nbytes);
     }
-    int error = map_aligned(block, flags);
+    AGAIN(error, map_aligned(block, flags));
     if (error != 0 && block->fd >= 0) {
         mm_sys_close(block->fd);
         drop_descriptor();
@@ -334,9 +337,9 @@ void *mm_block_resize(void *address, size_t nbytes)
     if (after != before && block->fd < 0)
         error = ENOTSUP;       /* an anonymous object keeps its length */
     if (after > before && error == 0)
-        error = mm_sys_truncate(block->fd, (int64_t)after);
+        AGAIN(error, mm_sys_truncate(block->fd, (int64_t)after));
     if (after != before && error == 0)
-        error = remap(block, after, &got);
+        AGAIN(error, remap(block, after, &got));
     if (error == 0) {
         block->address = got;
         block->nbytes = after;
