@@ -14,7 +14,7 @@ from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.mapping import Mapping
 from mirrormap.pages import Pages
-from mirrormap.population import take_huge_pages
+from mirrormap.population import check_memory_left, take_huge_pages
 from mirrormap.units import LIMIT_NBYTES, Size, round_down, round_up
 from mirrormap.views import array_over
 
@@ -122,9 +122,11 @@ class Room:
         A fault for every 4 KiB would take five times as long. Where the kernel gives no huge pages,
         memory comes with those faults, as it is touched; where it has to move others' pages to make
         room for one, which takes longer than the faults, it is asked again at twice the size.
+        Raises: MapError ENOMEM when a memory cgroup forbids as much.
         """
         if need <= self._ready:
             return
+        check_memory_left(need - used, "mmap", self.backing.label)
         pmd = procmaps.pmd_nbytes()
         first = used if self._ready == self._huge_from else max(used, self._ready)
         last = max(need, first + min(need // 8, _MOST_HUGE_AHEAD_NBYTES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def check(output: str, frames: int) -> None:
     assert "the file holds one moment: True; what was written meanwhile is there: True" in text
 
 
+@pytest.mark.skipif(importlib.util.find_spec("opensoundscape") is None, reason="no recording is installed")
 def test_the_shipped_recording() -> None:
     done = run("demo", "arrays")
     assert done.returncode == 0, done.stderr + done.stdout
