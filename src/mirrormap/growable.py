@@ -21,7 +21,7 @@ from mirrormap import kernel, portraits
 from mirrormap.arrayfile import LIVE_AT, ArrayFile, commit, create_array, open_array
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.lifetime import Closing
-from mirrormap.room import Room
+from mirrormap.room import WRITTEN_FROM_NBYTES, Room
 from mirrormap.units import Size, as_nbytes, format_nbytes
 from mirrormap.views import array_over, as_shape, check_dtype
 
@@ -253,7 +253,7 @@ class Growable(Closing):
             if self._rows is None or stop > len(self._rows):
                 self._make(stop, take=True)
                 assert self._rows is not None
-            if self._path is None or not self._room.put(self._end(self._count), block):
+            if block.nbytes < WRITTEN_FROM_NBYTES or not self._room.put(self._end(self._count), block):
                 self._rows[self._count : stop] = block
             self._publish(stop)
 

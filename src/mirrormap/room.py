@@ -21,13 +21,13 @@ from mirrormap.views import array_over
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Room"]
+__all__ = ["WRITTEN_FROM_NBYTES", "Room"]
 
 _LABEL: Final = "growable"
 _FIRST_NBYTES: Final = 16 * PAGE_NBYTES
 _MOST_AHEAD_NBYTES: Final = 1 << 30  # address space and page tables, no memory
 _FILE_AHEAD_NBYTES: Final = 1 << 20  # blocks of a disk
-_WRITTEN_FROM_NBYTES: Final = 64 << 10
+WRITTEN_FROM_NBYTES: Final = 64 << 10  # below, a call costs more than the faults
 _HUGE_FROM_NBYTES: Final = 16 << 20  # below, a huge page is too large a part of the whole
 _MOST_HUGE_AHEAD_NBYTES: Final = 32 << 20
 _DEAR_S: Final = 0.4e-9  # a byte, of processor time: what a fault for every 4 KiB takes
@@ -39,7 +39,7 @@ class Room:
     Not thread-safe: its owner holds a lock.
     """
 
-    __slots__ = ("_huge_from", "_mapping", "_ready", "_writes", "pages", "page_nbytes")
+    __slots__ = ("_huge_from", "_mapping", "_ready", "_taken", "_writes", "pages", "page_nbytes")
 
     def __init__(self, pages: Pages, reserve_nbytes: int, *, writes: bool, huge: bool = False) -> None:
         self.pages = pages
@@ -47,6 +47,7 @@ class Room:
         self._writes = writes
         self._huge_from = _HUGE_FROM_NBYTES if huge else LIMIT_NBYTES
         self._ready = self._huge_from  # behind it, memory is to be taken before it is stored into
+        self._taken = 0  # up to here, in huge pages from where the last rows lay then
         self._mapping: Mapping | None = pages.map(
             protection="rw" if writes else "r", reserve=max(reserve_nbytes, pages.nbytes)
         )
@@ -120,8 +121,9 @@ class Room:
         """Have memory for bytes [used, need), and up to an eighth more, in huge pages if there are any.
 
         A fault for every 4 KiB would take five times as long. Where the kernel gives no huge pages,
-        memory comes with those faults, as it is touched; where it has to move others' pages to make
-        room for one, which takes longer than the faults, it is asked again at twice the size.
+        memory comes with those faults, as it is touched. Where one takes longer than its faults would,
+        because pages have to be moved for it or a hypervisor has to find it, they are asked for again at
+        twice the size.
         Raises: MapError ENOMEM when a memory cgroup forbids as much.
         """
         if need <= self._ready:
@@ -134,24 +136,28 @@ class Room:
         start = time.thread_time()
         if not take_huge_pages(self.region, first, last):
             self._ready = LIMIT_NBYTES
-        elif time.thread_time() - start > (last - first) * _DEAR_S:
+            return
+        self._taken = last
+        if time.thread_time() - start > (last - first) * _DEAR_S:
             self._ready = 2 * last
         else:
             self._ready = last
 
     def put(self, at: int, block: NDArray[Any]) -> bool:
-        """Store a large block behind all that is used of a file, by write(2) from the next whole page on.
+        """Store a large block behind all that is used, by write(2) from the next whole page on.
 
-        A store to a mapped file takes a fault for each page, in which a file system does much. Pages
-        that hold rows already are stored to where they are shown, because a snapshot may have a
-        private copy of them.
-        Returns: whether it did; False for memory and for small or scattered blocks.
-        Raises: MapError EIO and its like; the bytes are zero as before then.
+        A store to a mapped page that is not there takes a fault, and the page is zeroed first; in a file
+        the file system does much more. Pages that hold rows already are stored to where they are shown,
+        because a snapshot may have a private copy of them; so is memory that was taken already.
+        Returns: whether it did; False for huge pages and for small or scattered blocks.
+        Raises: MapError ENOMEM, EIO and their like; the bytes are zero as before then.
         """
-        if self.backing.in_memory or block.nbytes < _WRITTEN_FROM_NBYTES or not block.flags.c_contiguous:
+        if block.nbytes < WRITTEN_FROM_NBYTES or not block.flags.c_contiguous:
+            return False
+        head = max(round_up(at, self.page_nbytes), self._taken) - at
+        if head >= block.nbytes or self.backing.kind.huge_nbytes:
             return False
         raw = block.reshape(-1).view(np.uint8)
-        head = round_up(at, self.page_nbytes) - at
         array_over(self.region, np.uint8, (head,), at)[:] = raw[:head]
         try:
             kernel.pwrite(self.backing.fd, raw[head:].data, at + head, self.backing.label)
@@ -177,6 +183,7 @@ class Room:
         if self._huge_from < self._ready < LIMIT_NBYTES:
             last = max(last, min(self._ready, self.nbytes))
         self._ready = self._huge_from
+        self._taken = 0
         edge = min(last, round_up(first, self.page_nbytes))
         with memoryview(kernel.span(self.region, first, edge - first)) as view:
             view[:] = bytes(len(view))
@@ -195,6 +202,7 @@ class Room:
         """Show and have no more than `end` bytes. Raises: BufferError while a buffer shows more."""
         end = max(1, end)
         self._ready = self._huge_from
+        self._taken = 0
         self.mapping.resize(end)
         self.pages.resize(end)
 

@@ -89,6 +89,26 @@ KIND = np.dtype([("a", "<i4"), ("b", "V3"), ("c", "M8[s]")])
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 5000])
+def test_large_blocks_in_memory_lie_behind_the_rows_there_are(first: int) -> None:
+    raw = np.random.default_rng(first).integers(0, 256, 1_500_000 * KIND.itemsize, "u1")
+    rows = raw.view(KIND)
+    with mm.Growable(KIND) as grown:
+        grown.extend(rows[:first])
+        seen = grown.array
+        for start in range(first, len(rows), 90_000):
+            grown.extend(rows[start : start + 90_000])
+        assert grown.array.tobytes() == raw.tobytes()
+        assert mm.shares_memory(seen, grown.array) or not first
+        grown.extend(grown.array)
+        grown.extend(rows[5::-1])
+        assert grown.array[len(rows) : 2 * len(rows)].tobytes() == raw.tobytes()
+        del seen
+        grown.resize(7)
+        grown.extend(rows[7:])
+        assert grown.array.tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 5000])
 def test_large_blocks_in_a_file_lie_behind_the_rows_there_are(first: int, tmp_path: Path) -> None:
     raw = np.random.default_rng(first).integers(0, 256, 40_000 * KIND.itemsize, "u1")
     rows = raw.view(KIND)
@@ -108,8 +128,11 @@ def test_large_blocks_in_a_file_lie_behind_the_rows_there_are(first: int, tmp_pa
     assert np.memmap(tmp_path / "rows", KIND, "r", offset)[: len(rows)].tobytes() == raw.tobytes()
 
 
-def test_a_large_block_behind_a_frozen_page_is_not_lost(tmp_path: Path) -> None:
-    with mm.Growable("u1", path=tmp_path / "rows") as grown:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_large_block_behind_a_frozen_page_is_not_lost(on_disk: bool, tmp_path: Path) -> None:
+    with mm.Growable("u1", path=tmp_path / "rows" if on_disk else None) as grown:
+        grown.resize(MIB)  # room, which cannot be made while a snapshot is open
+        grown.resize(0)
         grown.extend(np.ones(PAGE + 10, "u1"))
         rows = grown.array
         with mm.snapshot(rows, copy=False) as frozen:
