@@ -2,14 +2,14 @@
 #include "clock.h"
 
 #include <stdatomic.h>
-#include <stdint.h>
 
-/* Store to one line of one page again and again until *stop: seconds of the longest time between two stores. */
-double c_pause(volatile uint64_t *place, atomic_int *stop)
+/* Store to one page after another, far apart, until *stop: seconds of the longest time between two stores.
+ * More pages than a processor remembers translations of, else it may go on storing while they are changed. */
+double c_pause(volatile char *memory, size_t pages, size_t page, atomic_int *stop)
 {
     double longest = 0, before = now();
-    while (!atomic_load_explicit(stop, memory_order_relaxed)) {
-        ++*place;
+    for (size_t at = 0; !atomic_load_explicit(stop, memory_order_relaxed); at = (at + 10007) % pages) {
+        ++memory[at * page];
         double after = now();
         if (after - before > longest)
             longest = after - before;

@@ -32,16 +32,17 @@ def built(folder: str) -> str:
 
 
 class Writer:
-    """A thread that stores to one page without the interpreter's lock, and its longest pause."""
+    """A thread that stores to page after page without the interpreter's lock, and its longest pause."""
 
-    def __init__(self, library: ctypes.CDLL, address: int) -> None:
+    def __init__(self, library: ctypes.CDLL, array: Array) -> None:
         library.c_pause.restype = ctypes.c_double
-        library.c_pause.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        library.c_pause.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
         self.stop = ctypes.c_int(0)
         self.pause = 0.0
+        address, pages = _address(array), array.nbytes // mmap.PAGESIZE
 
         def work() -> None:
-            self.pause = library.c_pause(address, ctypes.addressof(self.stop))
+            self.pause = library.c_pause(address, pages, mmap.PAGESIZE, ctypes.addressof(self.stop))
 
         self.thread = threading.Thread(target=work)
 
@@ -108,9 +109,9 @@ def _copied(array: Array) -> Callable[[], None]:
 
 def _times(library: ctypes.CDLL, array: Array, cut: Callable[[], Callable[[], None]]) -> dict[str, float]:
     """One cut under a writer, one alone with a look at the memory, and one store to many pages after it."""
-    with Writer(library, _address(array)) as quiet:
+    with Writer(library, array) as quiet:
         time.sleep(0.02)
-    with Writer(library, _address(array)) as writer:
+    with Writer(library, array) as writer:
         end = cut()
     end()
     tables, before = family("VmPTE"), family("Pss")
