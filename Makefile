@@ -42,10 +42,11 @@ $(VENV)/.film: $(BIN)/uv
 	$(BIN)/python -m $(FILM)
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film ## mirror real memory, stream a real recording through a ring, send a real film through a channel
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film ## mirror real memory, stream a real recording through a ring, send a real film through a channel, grow and freeze arrays
 	$(BIN)/mirrormap demo
 	$(BIN)/mirrormap demo ring
 	$(BIN)/mirrormap demo channel
+	$(BIN)/mirrormap demo arrays
 
 test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -119,7 +120,7 @@ bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its 
 bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil
 	$(BIN)/python bench/maps.py
 
-bench-arrays: $(VENV)/.installed $(VENV)/.group-picture ## run growing, stitching, snapshots and the allocator against NumPy
+bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
 
 bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes

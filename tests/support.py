@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import wave
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,19 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         timeout=PATIENCE_S,
         env={**os.environ, "COLUMNS": "200", **environment},
     )
+
+
+def tone(path: Path, rate: int, frames: int, channels: int, nbytes: int) -> Path:
+    """A WAV file: 1 kHz on the first channel, silence on the others."""
+    samples = np.zeros((frames, channels), {1: "u1", 2: "<i2", 3: "<i4", 4: "<i4"}[nbytes])
+    wavy = np.sin(2 * np.pi * 1000 * np.arange(frames) / rate) * 100
+    samples[:, 0] = wavy + 128 if nbytes == 1 else wavy * 256 ** (nbytes - 1)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(nbytes)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes()[: frames * channels * nbytes])
+    return path
 
 
 def succeeds(script: str, **options: Any) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from mirrormap import kernel, procmaps
-from mirrormap.backing import page_kind
+from mirrormap.backing import PageKind, page_kind
 from mirrormap.errors import MirrorError
 from mirrormap.units import LIMIT_NBYTES, Size, as_nbytes, format_nbytes
 
@@ -16,6 +17,7 @@ __all__ = ["Allocator", "AllocatorState", "numpy_allocator"]
 
 _installing: Final = threading.RLock()
 _MOST_DESCRIPTORS: Final = 10_000
+_MOST_CACHED_NBYTES: Final = 1 << 30
 _plain_start: Final = threading.Thread.start
 
 
@@ -38,10 +40,12 @@ class Allocator:
     __slots__ = ("__weakref__", "_before", "_handler", "_huge_nbytes", "min_nbytes")
     _installed: Allocator | None = None
 
-    def __init__(self, min_nbytes: int, huge_nbytes: int, eager_nbytes: int) -> None:
+    def __init__(self, min_nbytes: int, huge_nbytes: int, eager_nbytes: int, eager_zero_nbytes: int) -> None:
         self.min_nbytes = min_nbytes
         self._huge_nbytes = huge_nbytes
-        self._handler = kernel.allocator_new(min_nbytes, huge_nbytes, eager_nbytes, procmaps.pmd_nbytes())
+        self._handler = kernel.allocator_new(
+            min_nbytes, huge_nbytes, eager_nbytes, eager_zero_nbytes, procmaps.pmd_nbytes()
+        )
         self._before: dict[int, list[object]] = {}  # by thread: the handlers to go back to
 
     def __repr__(self) -> str:
@@ -117,7 +121,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def numpy_allocator(
-    min_nbytes: Size = "1MiB", page_size: Size | None = None, *, cache: Size = "256MiB"
+    min_nbytes: Size = "1MiB", page_size: Size | None = None, *, cache: Size | None = None
 ) -> Allocator:
     """Every new array from `min_nbytes` on lies on shareable pages, whoever makes it.
 
@@ -129,10 +133,12 @@ def numpy_allocator(
     Args:
         min_nbytes: from which size on. page_size: a size the kernel has a pool of, for arrays of at
             least that size; where the pool is short, ordinary pages. "thp": every array takes
-            transparent huge pages when it is made. None: arrays up to `cache` bytes do, because that
-            is six times as quick as page by page; longer ones take memory as they are touched.
+            transparent huge pages when it is made. None: so do arrays up to a quarter of the memory
+            there is, and of zeros (np.zeros, which may stay untouched) those up to `cache` bytes; the
+            others take memory as they are touched, page by page unless shmem_enabled is "advise".
         cache: bytes of freed pages to keep for the next array, for the whole process; `trim` gives
-            them back. Pages that a mirror, a handle or a forked child may show are never kept.
+            them back. None: a sixteenth of the memory there is, at most 1 GiB. Pages that a mirror, a
+            handle or a forked child may show are never kept.
     Returns: a context manager, for this context; or call its `install()`.
     Raises: ValueError, TypeError for sizes that cannot be.
 
@@ -143,8 +149,18 @@ def numpy_allocator(
     """
     threshold = as_nbytes(min_nbytes, "min_nbytes")
     kind = page_kind(page_size)
-    limit = as_nbytes(cache, "cache", minimum=0)
+    memory = os.sysconf("SC_PHYS_PAGES") * kernel.PAGE_NBYTES
+    limit = min(memory // 16, _MOST_CACHED_NBYTES) if cache is None else as_nbytes(cache, "cache", minimum=0)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    made = Allocator(threshold, kind.huge_nbytes, LIMIT_NBYTES if kind.transparent else limit)
+    made = Allocator(threshold, kind.huge_nbytes, *_eager(kind, limit, memory))
     kernel.allocator_limit(limit, max(0, soft) // 4 if soft != resource.RLIM_INFINITY else _MOST_DESCRIPTORS)
     return made
+
+
+def _eager(kind: PageKind, limit: int, memory: int) -> tuple[int, int]:
+    """Up to how many bytes an array, and one of zeros, takes transparent huge pages when it is made."""
+    if kind.transparent:
+        return LIMIT_NBYTES, LIMIT_NBYTES
+    if procmaps.transparent_setting("shmem_enabled") in ("always", "advise", "within_size", "force"):
+        return 0, 0  # they come as the array is touched
+    return memory // 4, limit

@@ -21,7 +21,7 @@ from mirrormap import kernel, portraits
 from mirrormap.arrayfile import LIVE_AT, ArrayFile, commit, create_array, open_array
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.lifetime import Closing
-from mirrormap.room import Room
+from mirrormap.room import WRITTEN_FROM_NBYTES, Room
 from mirrormap.units import Size, as_nbytes, format_nbytes
 from mirrormap.views import array_over, as_shape, check_dtype
 
@@ -39,7 +39,8 @@ class Growable(Closing):
         reserve: address space set aside, in bytes; it costs no memory. Growth inside it happens in
             place; beyond it the rows are shown at a new address, and arrays taken before go on
             showing the same pages.
-        page_size: as in Pages; not for files.
+        page_size: as in Pages; not for files. None: ordinary pages, and from 16 MiB on transparent huge
+            ones where they can be had, taken up to an eighth (32 MiB at most) ahead of the rows.
         path: a file to keep the rows in, created with mode 0600. One that is there must hold rows of
             this dtype and shape, and is appended to. See `Growable.open`.
 
@@ -239,9 +240,8 @@ class Growable(Closing):
         """
         block = np.asarray(rows, self._dtype)
         if block.ndim != len(self._shape) + 1 or block.shape[1:] != self._shape:
-            raise ValueError(
-                f"rows have shape (n{''.join(f', {n}' for n in self._shape)}), not {block.shape}"
-            )
+            shape = "".join(f", {n}" for n in self._shape)
+            raise ValueError(f"rows have shape (n{shape}), not {block.shape}")
         self._add(block, len(block))
 
     def _add(self, block: NDArray[Any], count: int) -> None:
@@ -251,9 +251,10 @@ class Growable(Closing):
                 return
             stop = self._count + count
             if self._rows is None or stop > len(self._rows):
-                self._make(stop)
+                self._make(stop, take=True)
                 assert self._rows is not None
-            self._rows[self._count : stop] = block
+            if block.nbytes < WRITTEN_FROM_NBYTES or not self._room.put(self._end(self._count), block):
+                self._rows[self._count : stop] = block
             self._publish(stop)
 
     def resize(self, count: SupportsIndex) -> None:
@@ -274,6 +275,7 @@ class Growable(Closing):
                 before = self._count
                 self._publish(stop)
                 self._room.clear(self._end(stop), self._end(before))
+                self._show()
                 return
             self._publish(stop)
 
@@ -297,8 +299,8 @@ class Growable(Closing):
         return self._offset + count * self._row_nbytes
 
     def _show(self) -> None:
-        """Hold an array of all the room there is, for appending."""
-        count = (self._room.nbytes - self._offset) // self._row_nbytes
+        """Hold an array of the room that is ready, for appending."""
+        count = (self._room.ready - self._offset) // self._row_nbytes
         self._rows = None
         if self._writes and count > 0:
             self._rows = array_over(self._room.region, self._dtype, (count, *self._shape), self._offset)
@@ -308,10 +310,7 @@ class Growable(Closing):
         if not self._writes:
             raise MirrorError("opened with mode='r': open it with 'r+' to change it")
         if self._pid != os.getpid():
-            raise MirrorError(
-                "a forked child may not change an array that its parent appends to: open the file there, "
-                "or make another Growable"
-            )
+            raise MirrorError("a forked child may not change its parent's array: open the file instead")
 
     def _check_unseen(self, count: int) -> None:
         """Raises: BufferError while a buffer of this process shows anything behind `count` rows."""
@@ -329,10 +328,12 @@ class Growable(Closing):
         if self._path is not None:
             self._room.region.store_word(LIVE_AT, count)
 
-    def _make(self, count: int) -> None:
+    def _make(self, count: int, *, take: bool = False) -> None:
         self._rows = None  # what it shows may move
         try:
             self._room.make(self._end(count))
+            if take:
+                self._room.take(self._end(self._count), self._end(count))
         finally:
             self._show()
 

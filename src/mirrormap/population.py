@@ -13,7 +13,7 @@ from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
 from mirrormap.units import format_nbytes, round_down, round_up
 
-__all__ = ["check_memory_left", "populate", "populates_by_madvise"]
+__all__ = ["check_memory_left", "populate", "populates_by_madvise", "take_huge_pages"]
 
 _STEP_NBYTES: Final = 64 << 20  # signals are served between steps
 _TRIAL_NBYTES: Final = 1 << 20
@@ -180,19 +180,31 @@ def _fault_around(region: Region, first: int, last: int, run: Run, label: str) -
 
 
 def _collapse(region: Region, at: int, run: Run) -> None:
-    """Ask for transparent huge pages now (Linux 6.1), wherever a whole one fits.
-
-    The kernel collapses only where a page is there already. One page for each huge one is enough,
-    and 28 times quicker than collapsing memory that was filled first.
-    """
-    pmd = procmaps.pmd_nbytes()
+    """As far as a run wants transparent huge pages, and the kernel has them to give."""
     assert run.backing is not None
     check_memory_left(
         min(run.nbytes, run.backing.nbytes - run.backing.allocated), _POPULATE, run.backing.label
     )
-    first = round_up(region.address + at, pmd) - region.address
-    last = round_down(region.address + at + run.nbytes, pmd) - region.address
-    if first < last:
-        with contextlib.suppress(MapError):
-            kernel.touch(region, first, last - first, pmd, write=False)
-            kernel.madvise(region, first, last - first, kernel.MADV_COLLAPSE)
+    take_huge_pages(region, at, at + run.nbytes)
+
+
+def take_huge_pages(region: Region, first: int, last: int) -> bool:
+    """Ask for transparent huge pages now (Linux 6.1), wherever a whole one fits in [first, last).
+
+    The kernel collapses only where a page is there already. One page for each huge one is enough,
+    and 28 times quicker than collapsing memory that was filled first. One call for much is quicker
+    than many: each waits for every processor once.
+
+    Returns: whether there is nothing in the way of them: some may be had even where it is False.
+    """
+    pmd = procmaps.pmd_nbytes()
+    first = round_up(region.address + first, pmd) - region.address
+    last = round_down(region.address + last, pmd) - region.address
+    if first >= last:
+        return True
+    try:
+        kernel.touch(region, first, last - first, pmd, write=False)
+        kernel.madvise(region, first, last - first, kernel.MADV_COLLAPSE)
+    except MapError:
+        return False
+    return True

@@ -300,6 +300,37 @@ def kept(scene: Scene) -> None:
         path.unlink(missing_ok=True)
 
 
+def of_numpy(scene: Scene, page_size: int | None = None) -> None:
+    """Arrays under the allocator: NumPy knows only MemoryError, and may never see less than it asked for."""
+    with mm.numpy_allocator(PAGE, page_size, cache=0):
+        array = np.full(3 * PAGE, MARK, "u1")
+        large = np.full((4 << 20) + PAGE, MARK, "u1")
+        assert not np.zeros(2 * scene.huge_nbytes, "u1").any()
+        array.resize(9 * PAGE, refcheck=False)
+        assert (array[: 3 * PAGE] == MARK).all()
+        assert not array[3 * PAGE :].any()
+        array.resize(2 * PAGE, refcheck=False)
+        other = mm.mirror(array)
+        other[0] = 1
+        assert array[0] == 1
+        assert (large == MARK).all()
+        large.resize(5, refcheck=False)  # back to NumPy's own memory
+        assert large.tolist() == 5 * [MARK]
+
+
+def kept_for_later(scene: Scene) -> None:
+    with mm.numpy_allocator(PAGE, cache="16MiB") as allocator:
+        try:
+            for _ in range(2):
+                array = np.full(3 * PAGE, MARK, "u1")
+                del array
+            assert allocator.state.cached == 1
+            allocator.trim()
+        finally:
+            _core.fault_arm("", 0, 0)
+            allocator.trim()
+
+
 OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "create": closing(lambda s: mm.Pages(PAGE)),
     "create huge": closing(lambda s: mm.Pages(1, page_size=s.huge_nbytes)),
@@ -369,6 +400,9 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "growable beyond its reserve": lambda s: appended(s, PAGE),
     "growable of huge pages": lambda s: appended(s, 8 * s.huge_nbytes, s.huge_nbytes),
     "growable in a file": kept,
+    "numpy_allocator": of_numpy,
+    "numpy_allocator in huge pages": lambda s: of_numpy(s, s.huge_nbytes),
+    "numpy_allocator with its cache": kept_for_later,
     "probe": lambda s: mm.probe(),
 }
 
@@ -411,6 +445,9 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
                     operation(scene)
                 except ALLOWED as error:
                     raised = error.with_traceback(None)
+                except MemoryError:
+                    assert "numpy" in name
+                    assert number != errno.EINTR
                 if raised is not None:
                     assert getattr(raised, "errno", None) == number, (number, raised)
                     assert number != errno.EINTR, f"not repeated: {raised}"
@@ -421,9 +458,9 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
             grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
             lost = (hit in UNDOING) + (hits == 2)
             if lost:  # what cannot be unmapped or closed stays, and nothing else does
-                entries = (
-                    2 if name.startswith(("ring", "channel", "stitch")) else 1
-                )  # of one range that stays
+                # of one range that stays
+                two = name.startswith(("ring", "channel", "stitch"))
+                entries = 3 if "numpy" in name else 2 if two else 1
                 assert all(after[what] - before[what] <= lost * entries for what in grown), (hit, grown)
             else:
                 assert not grown, f"call {nth}, {hit}, answering {errno.errorcode[number]}: {grown}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
-import wave
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from support import command as run
+from support import tone
 
 pytest.importorskip("matplotlib")  # the picture is drawn by it
 
@@ -20,19 +19,6 @@ def counts(output: str) -> dict[str, list[int]]:
     """The numbers after each heading."""
     lines = (line.split(maxsplit=1) for line in output.splitlines() if " " in line)
     return {head: [int(n) for n in re.findall(r"\d+", rest.replace(",", ""))] for head, rest in lines}
-
-
-def tone(path: Path, rate: int, frames: int, channels: int, nbytes: int) -> Path:
-    """1 kHz on the first channel, silence on the others."""
-    samples = np.zeros((frames, channels), {1: "u1", 2: "<i2", 3: "<i4", 4: "<i4"}[nbytes])
-    wavy = np.sin(2 * np.pi * 1000 * np.arange(frames) / rate) * 100
-    samples[:, 0] = wavy + 128 if nbytes == 1 else wavy * 256 ** (nbytes - 1)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(nbytes)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes()[: frames * channels * nbytes])
-    return path
 
 
 def png_shape(path: Path) -> tuple[int, int]:

