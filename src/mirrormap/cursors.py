@@ -201,8 +201,8 @@ def _descr(told: Any) -> Any:
         return told
     fields: list[Any] = []
     for name, kind, *shape in told:
-        title = tuple(name) if isinstance(name, list) else name
-        fields.append((title, _descr(kind), *map(tuple, shape)))
+        titled: Any = name if isinstance(name, str) else tuple(name)
+        fields.append((titled, _descr(kind), *map(tuple, shape)))
     return fields
 
 
