@@ -84,8 +84,8 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-ours.txt
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 
-# tests of models, which never load the package
-OF_NO_MEMORY := --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_cursor_protocol.py
+# tests of models and of programs of their own, which never load the package
+OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_cursor_protocol.py
 
 sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
 sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)

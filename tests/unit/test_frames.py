@@ -63,9 +63,11 @@ def test_thread_sanitizer_sees_no_race(tmp_path: Path) -> None:
 )
 def test_thread_sanitizer_would_see_one(tmp_path: Path, name: str, sound: str, broken: str) -> None:
     program = built(tmp_path, "-fsanitize=thread", broken=(name, sound, broken))
-    code, errors = sanitized(program, tmp_path, "30000")
-    assert code != 0
-    assert "data race" in errors
+    # it is a race: whether one run meets it is chance
+    runs = (
+        sanitized(program, tmp_path, str(count)) for count in (30_000, 100_000, 200_000, 300_000, 300_000)
+    )
+    assert any(code != 0 and "data race" in errors for code, errors in runs)
 
 
 @pytest.mark.parametrize(
