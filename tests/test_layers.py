@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mirrormap"
 
 RANK = {
-    "_core": 0, "errors": 0, "units": 0, "drawing": 0, "ribbons_page": 0, "lifetime": 0,
+    "_core": 0, "errors": 0, "units": 0, "drawing": 0, "ribbons_page": 0, "lifetime": 0, "dtypes": 0,
     "kernel": 1,
     "procmaps": 2, "protections": 2, "handover": 2, "cgroups": 2,
     "backing": 3, "procfs": 3,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from mirrormap import procmaps
+from mirrormap import dtypes, procmaps
 from mirrormap.drawing import Mark
 from mirrormap.errors import BusyError, CorruptError, Overrun
 from mirrormap.kernel import Places, Region, RingBase, Span
@@ -175,35 +175,23 @@ RING: Final = Sort(b"mirrring", 1, "ring")
 
 def described(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """A dtype and a shape as JSON that `understood` reads: ["<f4", [3, 2]]."""
-    return json.dumps([np.lib.format.dtype_to_descr(dtype), shape], ensure_ascii=False).encode()
+    return json.dumps([dtypes.told(dtype), shape], ensure_ascii=False).encode()
 
 
 def understood(text: bytes, where: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """The dtype and shape that a text describes.
 
-    JSON, not literals of Python: CPython 3.11 parses no two of those in two threads at a time.
     Raises: CorruptError for anything else, dtypes with Python objects among it.
     """
     try:
         descr, shape = json.loads(text.decode())
-        dtype = np.lib.format.descr_to_dtype(_descr(descr))
+        dtype = dtypes.dtype_from(descr)
         dims = tuple(map(int, shape))
         if dtype.hasobject or any(items < 0 for items in dims):
             raise ValueError
     except (ValueError, TypeError, SyntaxError, KeyError, IndexError, MemoryError, RecursionError):
         raise CorruptError(f"{where} is damaged: it names no dtype") from None
     return dtype, dims
-
-
-def _descr(told: Any) -> Any:
-    """What NumPy takes: a name, or a list of tuples, which JSON knows as lists."""
-    if isinstance(told, str):
-        return told
-    fields: list[Any] = []
-    for name, kind, *shape in told:
-        titled: Any = name if isinstance(name, str) else tuple(name)
-        fields.append((titled, _descr(kind), *map(tuple, shape)))
-    return fields
 
 
 class Header(NamedTuple):
