@@ -8,6 +8,7 @@ import os
 from typing import Final
 
 from mirrormap import cgroups, kernel, procmaps
+from mirrormap.backing import Backing
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
@@ -88,7 +89,7 @@ def _step_allowed(nbytes: int, run: Run, label: str) -> int:
     Raises: MapError ENOMEM.
     """
     if run.backing is not None:
-        check_memory_left(min(nbytes, run.backing.nbytes - run.backing.allocated), _POPULATE, label)
+        _check_missing(nbytes, run.backing)
         return nbytes
     left = cgroups.memory_left()
     if left is None:
@@ -96,6 +97,11 @@ def _step_allowed(nbytes: int, run: Run, label: str) -> int:
     if left < _SPARE_NBYTES:
         check_memory_left(max(nbytes, _WORTH_NBYTES), _POPULATE, label)
     return max(round_down(left // 2, PAGE_NBYTES), PAGE_NBYTES)
+
+
+def _check_missing(nbytes: int, backing: Backing) -> None:
+    """The memory cgroup allows for as many of an object's pages as are not there yet."""
+    check_memory_left(min(nbytes, backing.nbytes - backing.allocated), _POPULATE, backing.label)
 
 
 def check_memory_left(nbytes: int, call: str, label: str = "") -> None:
@@ -182,9 +188,7 @@ def _fault_around(region: Region, first: int, last: int, run: Run, label: str) -
 def _collapse(region: Region, at: int, run: Run) -> None:
     """As far as a run wants transparent huge pages, and the kernel has them to give."""
     assert run.backing is not None
-    check_memory_left(
-        min(run.nbytes, run.backing.nbytes - run.backing.allocated), _POPULATE, run.backing.label
-    )
+    _check_missing(run.nbytes, run.backing)
     take_huge_pages(region, at, at + run.nbytes)
 
 
