@@ -149,10 +149,11 @@ class Room:
         A store to a mapped page that is not there takes a fault, and the page is zeroed first; in a file
         the file system does much more. Pages that hold rows already are stored to where they are shown,
         because a snapshot may have a private copy of them; so is memory that was taken already.
-        Returns: whether it did; False for huge pages and for small or scattered blocks.
+        Args: block: of at least WRITTEN_FROM_NBYTES, which the caller asks without a call.
+        Returns: whether it did; False for huge pages and for scattered blocks.
         Raises: MapError ENOMEM, EIO and their like; the bytes are zero as before then.
         """
-        if block.nbytes < WRITTEN_FROM_NBYTES or not block.flags.c_contiguous:
+        if not block.flags.c_contiguous:
             return False
         head = max(round_up(at, self.page_nbytes), self._taken) - at
         if head >= block.nbytes or self.backing.kind.huge_nbytes:
