@@ -45,6 +45,7 @@ libc.mmap.argtypes = [
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
@@ -141,7 +142,11 @@ def protections(address: int, nbytes: int, known: Entries | None = None) -> list
 
 
 def is_mapped(address: int, nbytes: int = PAGE) -> bool:
-    return bool(protections(address, nbytes))
+    """Whether any page there is, by mincore(2): reading /proc/self/maps takes memory of its own, which may come to lie
+    in the very hole that is asked about."""
+    vector = ctypes.c_ubyte()
+    starts = range(address, address + nbytes, PAGE)
+    return any(libc.mincore(start, PAGE, ctypes.byref(vector)) == 0 for start in starts)
 
 
 def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:

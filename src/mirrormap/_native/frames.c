@@ -91,7 +91,14 @@ bool mm_newest(const struct mm_stream *stream, struct mm_next *next)
 
 bool mm_resume(const struct mm_stream *stream, struct mm_next *next)
 {
-    return mm_newest(stream, next);
+    if (!mm_newest(stream, next))
+        return false;
+    /* Frames that the last sender wrote and did not commit have sound headers as well. Where ours are longer
+     * or skip, those stay in between, and nobody may begin there. */
+    for (int i = 0; i < MM_SEGMENTS; i++)
+        if (load(&stream->annex->index[i]) >= next->start)
+            store(&stream->annex->index[i], MM_UNSET);
+    return true;
 }
 
 /* --- a receiver --- */
