@@ -160,7 +160,9 @@ def of_costs(title: str, found: Found, console: Console) -> None:
 
 def of_flatness(found: Found, console: Console) -> None:
     names = next(iter(found.values()))
-    table = Table("rows, KiB so far", *names, "ratio", title="rows of 1 KiB appended one by one: ns an append")
+    table = Table(
+        "rows, KiB so far", *names, "ratio", title="rows of 1 KiB appended one by one: ns an append"
+    )
     for nbytes, cells in found.items():
         ours, limit = cells.values()
         table.add_row(f"{nbytes >> 10:,}", f"{ours:,.0f}", f"{limit:,.0f}", f"{ours / limit:.2f}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mirrormap import kernel
 from support import HUGE_POOLS, default_huge_nbytes, give_back_huge_pages, libc, reserved
 
 settings.register_profile(
@@ -30,6 +31,8 @@ GUARD_NBYTES = max(mmap.PAGESIZE, 1 << 16) if platform.machine() == "aarch64" el
 libc.mallopt(-8, 1)
 # multiprocessing's own helper process and its pipe stay for the session; start them before counting
 resource_tracker.ensure_running()
+# and so does the descriptor of the package's own tmpfs
+kernel.has_huge_files()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

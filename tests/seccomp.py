@@ -8,8 +8,15 @@ import platform
 import struct
 
 _NUMBERS = {
-    "x86_64": {"mremap": 25, "memfd_create": 319, "madvise": 28, "ioctl": 16},
-    "aarch64": {"mremap": 216, "memfd_create": 279, "madvise": 233, "ioctl": 29},
+    "x86_64": {"mremap": 25, "memfd_create": 319, "madvise": 28, "ioctl": 16, "fsopen": 430, "unshare": 272},
+    "aarch64": {
+        "mremap": 216,
+        "memfd_create": 279,
+        "madvise": 233,
+        "ioctl": 29,
+        "fsopen": 430,
+        "unshare": 97,
+    },
 }
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06

@@ -132,20 +132,22 @@ def numpy_allocator(
 
     Args:
         min_nbytes: from which size on. page_size: a size the kernel has a pool of, for arrays of at
-            least that size; where the pool is short, ordinary pages. "thp": every array takes
-            transparent huge pages when it is made. None: so do arrays up to a quarter of the memory
-            there is, and of zeros (np.zeros, which may stay untouched) those up to `cache` bytes; the
-            others take memory as they are touched, page by page unless shmem_enabled is "advise".
+            least that size; where the pool is short, ordinary pages. None: transparent huge pages as an
+            array is touched, from a tmpfs of our own with huge=advise. Where no such can be mounted,
+            they are taken when an array is made: of all arrays with "thp"; with None of those up to a
+            quarter of the memory there is, and of zeros (np.zeros, which may stay untouched) up to
+            `cache` bytes; the others take page by page unless shmem_enabled is "advise".
         cache: bytes of freed pages to keep for the next array, for the whole process; `trim` gives
             them back. None: a sixteenth of the memory there is, at most 1 GiB. Pages that a mirror, a
             handle or a forked child may show are never kept.
     Returns: a context manager, for this context; or call its `install()`.
     Raises: ValueError, TypeError for sizes that cannot be.
 
-    A forked child shares these arrays with its parent: what either stores, both see. Each array is a
-    memfd of its own; a quarter of the descriptors this process may open are used, and arrays beyond
-    that are anonymous: they can be mirrored, handed over only with CAP_CHECKPOINT_RESTORE or
-    CAP_SYS_ADMIN, and are copied when they are resized.
+    A forked child shares these arrays with its parent: what either stores, both see. Each array is an
+    object of its own: a memfd, or for huge pages a nameless file on that tmpfs, which cannot be sealed:
+    hand such an array only to a process that will not truncate it. A quarter of the descriptors this
+    process may open are used, and arrays beyond that are anonymous: they can be mirrored, handed over
+    only with CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and are copied when they are resized.
     """
     threshold = as_nbytes(min_nbytes, "min_nbytes")
     kind = page_kind(page_size)
@@ -159,7 +161,7 @@ def numpy_allocator(
 
 def _eager(kind: PageKind, limit: int, memory: int) -> tuple[int, int]:
     """Up to how many bytes an array, and one of zeros, takes transparent huge pages when it is made."""
-    if kind.transparent:
+    if kind.transparent or kernel.has_huge_files():
         return LIMIT_NBYTES, LIMIT_NBYTES
     if procmaps.transparent_setting("shmem_enabled") in ("always", "advise", "within_size", "force"):
         return 0, 0  # they come as the array is touched

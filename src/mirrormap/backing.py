@@ -93,11 +93,12 @@ class Backing:
             so that no view of anybody's becomes a SIGBUS.
         writable: whether the descriptor allows writing.
         frozen: [start, end) of each open snapshot.
+        faults_huge: takes transparent huge pages when it is touched where MADV_HUGEPAGE asked.
     """
 
     __slots__ = (
-        "__weakref__", "_dumped", "_regions", "fd", "frozen", "in_memory", "kind", "label", "nbytes",
-        "truncates", "writable",
+        "__weakref__", "_dumped", "_regions", "faults_huge", "fd", "frozen", "in_memory", "kind", "label",
+        "nbytes", "truncates", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +119,7 @@ class Backing:
         self.in_memory = in_memory
         self.truncates = truncates
         self.writable = writable
+        self.faults_huge = False
         self.frozen: list[tuple[int, int]] = []
         self._regions: set[weakref.ref[Region]] = set()
         self._dumped: tuple[weakref.ref[Region], int, int] | None = None
@@ -149,6 +151,18 @@ class Backing:
             kernel.close(fd)
             raise
         return cls(fd, nbytes, kind, label)
+
+    @classmethod
+    def create_private(cls, nbytes: int, name: str) -> Backing:
+        """The same for what is not handed to strangers: not sealed, if huge pages can be had for that."""
+        label = f"{_PREFIX}:{name}"
+        fd = kernel.huge_file(label)
+        if fd is None:
+            return cls.create(nbytes, _SMALL, name)
+        backing = cls(fd, 0, _SMALL, label)
+        backing.faults_huge = True
+        backing.grow(nbytes)
+        return backing
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], nbytes: int | None) -> Backing:
@@ -205,9 +219,9 @@ class Backing:
             fd,
             info.nbytes if nbytes is None else nbytes,
             PageKind(huge, huge_nbytes=huge) if huge else _SMALL,
-            name.removeprefix("/memfd:").removesuffix(" (deleted)"),
+            kernel.label_of(name),
             in_memory=info.fs_magic in (kernel.HUGETLBFS_MAGIC, kernel.TMPFS_MAGIC),
-            truncates=not name.startswith("/memfd:"),
+            truncates=not kernel.is_nameless(name),
             writable=info.open_flags & os.O_ACCMODE == os.O_RDWR,
         )
 

@@ -61,6 +61,7 @@ class Capabilities:
         populate: `populate=True` leaves page-table entries behind.
         populate_route: "madvise", or "touch" where MADV_POPULATE_* is refused or does nothing.
         transparent_huge: transparent huge pages could be had for shared memory.
+        huge_faults: memory of `Growable` and `numpy_allocator` takes huge pages as it is touched.
         map_files: /proc/self/map_files may be followed.
         frames: physical frame numbers are readable.
         procmap_query: address look-ups in constant time.
@@ -85,6 +86,7 @@ class Capabilities:
     populate: bool
     populate_route: str
     transparent_huge: bool
+    huge_faults: bool
     map_files: bool
     frames: bool
     procmap_query: bool
@@ -164,6 +166,11 @@ def probe() -> Capabilities:
         lambda: f"{_transparent()} (shmem_enabled is {setting})",
         "`echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled` as root",
     )
+    faults = prober.attempt(
+        "huge pages at the first touch",
+        _huge_faults,
+        "Linux 5.2, and CAP_SYS_ADMIN or unprivileged user namespaces; else they are collapsed",
+    )
     query = prober.attempt("look up addresses (PROCMAP_QUERY)", _procmap_query, "Linux 6.11; maps is parsed")
     scan = prober.attempt("scan page tables (PAGEMAP_SCAN)", _pagemap_scan, "Linux 6.7; pagemap is read")
     frames = prober.attempt("read physical frames", _frames, "CAP_SYS_ADMIN: run as root")
@@ -186,6 +193,7 @@ def probe() -> Capabilities:
         populate=populate,
         populate_route="madvise" if populates_by_madvise() else "touch",
         transparent_huge=transparent,
+        huge_faults=faults,
         map_files=map_files,
         frames=frames,
         procmap_query=query,
@@ -294,6 +302,12 @@ def _transparent() -> str:
         if not view.resident_huge:
             raise _UnsatisfiedError("asked for, not obtained")
         return f"obtained {format_nbytes(view.resident_huge)}"
+
+
+def _huge_faults() -> str:
+    if not kernel.has_huge_files():
+        raise _UnsatisfiedError("no tmpfs with huge=advise can be mounted")
+    return "from a tmpfs of our own, huge=advise"
 
 
 def _procmap_query() -> str:

@@ -185,7 +185,9 @@ def _refuse_reach(nbytes: int, label: str) -> NoReturn:
 
 def _is_on_disk(vma: VmaInfo) -> bool:
     """Does a first store to each page fault even when it is populated for reading?"""
-    return not vma.name.startswith(("/memfd:", "/dev/zero", "/dev/shm/", "/SYSV", "/secretmem"))
+    return not vma.name.startswith(
+        ("/memfd:", "/mirrormap:", "/dev/zero", "/dev/shm/", "/SYSV", "/secretmem")
+    )
 
 
 def place_foreign(runs: Sequence[Run], *, address: int | None = None) -> Region:

@@ -30,7 +30,9 @@ _KINDS: Final = {"fork": " (shared since a fork)", "ksm": " (merged by KSM)", "o
 def title_of(group: MirrorGroup) -> str:
     """What a group is, in words where the kernel's name says little."""
     name = group.name
-    if name.startswith("/memfd:"):
+    if name.startswith("/mirrormap:"):
+        name = f"memory {name.removeprefix('/')}"
+    elif name.startswith("/memfd:"):
         name = f"memfd {name.removeprefix('/memfd:')}"
     elif name == "/dev/zero":
         name = f"shared anonymous memory {group.inode}"

@@ -58,8 +58,11 @@ class Room:
 
         Args: page_size: None or "thp": transparent huge pages once there is much of it.
         """
-        pages = Pages(_FIRST_NBYTES, page_size=page_size, name=_LABEL)
         huge = page_size in (None, "thp") and PAGE_NBYTES < procmaps.pmd_nbytes() <= _HUGE_FROM_NBYTES
+        if huge and page_size is None:
+            pages = Pages._of(Backing.create_private(_FIRST_NBYTES, _LABEL))
+        else:
+            pages = Pages(_FIRST_NBYTES, page_size=page_size, name=_LABEL)
         return cls(pages, reserve_nbytes, writes=True, huge=huge)
 
     @property
@@ -134,6 +137,10 @@ class Room:
         last = max(need, first + min(need // 8, _MOST_HUGE_AHEAD_NBYTES))
         last = min(round_up(last, pmd), self.nbytes)
         start = time.thread_time()
+        if self.backing.faults_huge:
+            kernel.advise_quietly(self.region, first, last - first, kernel.MADV_HUGEPAGE)
+            self._taken = self._ready = last
+            return
         if not take_huge_pages(self.region, first, last):
             self._ready = LIMIT_NBYTES
             return

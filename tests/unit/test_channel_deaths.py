@@ -41,7 +41,9 @@ def test_what_a_dead_sender_did_not_commit_is_not_found_again(nbytes: int) -> No
             sender.send(b"1")
             sender.send(b"2" * nbytes)
             with channel.receiver("oldest") as receiver:
-                messages = [(message.sequence, bytes(message)[:1]) for message in receiver.receive_many(9, timeout=0)]
+                messages = [
+                    (message.sequence, bytes(message)[:1]) for message in receiver.receive_many(9, timeout=0)
+                ]
             assert messages in ([(1, b"1"), (2, b"2")], [(0, b"0"), (1, b"1"), (2, b"2")])
             missed = 0
             while late.available:

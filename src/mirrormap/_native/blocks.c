@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "blocks.h"
+#include "objects.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -9,15 +10,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 8U
-#endif
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
-#define HUGE_SHIFT 26          /* where memfd_create and mmap want log2 of a huge page's size */
-/* Again after a signal: whoever asked for memory cannot be told of it. */
-#define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
 
 struct block {
     struct block *next;        /* in its bucket, or among the cached, newest first */
@@ -25,6 +20,7 @@ struct block {
     size_t nbytes;             /* mapped: whole pages */
     size_t page_nbytes;
     int fd;                    /* -1: anonymous, because too many descriptors are open */
+    bool faults_huge;          /* takes huge pages as it is touched */
     bool shared;               /* a mirror, a handle or a forked child may show the pages */
 };
 
@@ -120,31 +116,6 @@ int mm_blocks_setup(size_t page_nbytes, size_t pmd_nbytes)
 
 /* --- new ones ----------------------------------------------------------------------------------- */
 
-static int shift_of(size_t huge_nbytes)
-{
-    return huge_nbytes == 0 ? 0 : __builtin_ctzll(huge_nbytes) << HUGE_SHIFT;
-}
-
-static int make_object(size_t nbytes, size_t huge_nbytes, int *fd)
-{
-    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-    if (huge_nbytes != 0)
-        flags |= MFD_HUGETLB | (unsigned)shift_of(huge_nbytes);
-    int error = mm_sys_memfd("mirrormap:numpy", flags | MFD_NOEXEC_SEAL, fd);
-    if (error == EINVAL)       /* before 6.3 */
-        error = mm_sys_memfd("mirrormap:numpy", flags, fd);
-    if (error != 0)
-        return error;
-    error = mm_sys_truncate(*fd, (int64_t)nbytes);
-    if (error == 0)
-        error = mm_sys_seal(*fd, F_SEAL_SHRINK);
-    if (error != 0) {
-        mm_sys_close(*fd);
-        *fd = -1;
-    }
-    return error;
-}
-
 static bool may_hold_descriptor(void)
 {
     pthread_mutex_lock(&lock);
@@ -179,14 +150,14 @@ static int map_aligned(struct block *block, int flags)
     return 0;
 }
 
-/* Huge pages as the block is touched, where shmem_enabled allows it. Where not, and `now`: one page
- * for each huge one, and the kernel makes huge ones of them, or leaves them to come one by one. */
+/* Huge pages as the block is touched, where its object or shmem_enabled allows it. Where not, and `now`:
+ * one page for each huge one, and the kernel makes huge ones of them, or leaves them to come one by one. */
 static void take_huge_pages(const struct block *block, bool now)
 {
     size_t whole = block->nbytes & ~(pmd - 1);
     if (whole != 0)
         mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
-    if (now && whole != 0 && mm_sys_touch(block->address, whole, pmd, false) == 0)
+    if (now && whole != 0 && !block->faults_huge && mm_sys_touch(block->address, whole, pmd, false) == 0)
         mm_sys_advise(block->address, whole, MADV_COLLAPSE);
 }
 
@@ -198,14 +169,14 @@ static int map_fresh(struct block *block)
     int error;
     block->fd = -1;
     if (may_hold_descriptor()) {
-        AGAIN(error, make_object(block->nbytes, huge_nbytes, &block->fd));
+        error = mm_object_new(block->nbytes, huge_nbytes, block->nbytes >= pmd, &block->fd, &block->faults_huge);
         if (error != 0)
             drop_descriptor();
     }
     if (block->fd < 0) {
         flags |= MAP_ANONYMOUS | MAP_NORESERVE;
         if (huge_nbytes != 0)  /* reserved: a short pool is an error now and no SIGBUS later */
-            flags = (flags & ~MAP_NORESERVE) | MAP_HUGETLB | shift_of(huge_nbytes);
+            flags = (flags & ~MAP_NORESERVE) | MAP_HUGETLB | mm_object_shift(huge_nbytes);
     }
     AGAIN(error, map_aligned(block, flags));
     if (error != 0 && block->fd >= 0) {

@@ -2,6 +2,7 @@
  * Each raises a plain OSError; the texts and the policy live in Python. */
 #define _GNU_SOURCE
 #include "core.h"
+#include "hugefs.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -43,6 +44,17 @@ static PyObject *call_memfd_create(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "sI", &name, &flags))
         return NULL;
     WAITING(error, mm_sys_memfd(name, flags, &fd));
+    return error == 0 ? PyLong_FromLong(fd) : raise_errno(error);
+}
+
+static PyObject *call_hugefs_file(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    int fd, error;
+    if (!PyArg_ParseTuple(args, "s", &name))
+        return NULL;
+    WAITING(error, mm_hugefs_file(name, &fd));
     return error == 0 ? PyLong_FromLong(fd) : raise_errno(error);
 }
 
@@ -256,6 +268,7 @@ PyMethodDef call_methods[] = {
     {"reserve", FASTCALL(region_reserve), NULL},
     {"map", FASTCALL(region_map), NULL},
     {"memfd_create", call_memfd_create, METH_VARARGS, NULL},
+    {"hugefs_file", call_hugefs_file, METH_VARARGS, NULL},
     {"open", call_open, METH_VARARGS, NULL},
     {"dup", call_dup, METH_VARARGS, NULL},
     {"close", call_close, METH_VARARGS, NULL},

@@ -34,6 +34,7 @@ from mirrormap._core import (
     allocator_trim,
 )  # fmt: skip
 from mirrormap.errors import ClosedError, MapError
+from mirrormap.kernel.hugefs import has_huge_files, huge_file, is_nameless, label_of
 from mirrormap.kernel.inquiries import (
     VmaInfo,
     VmaTuple,
@@ -46,6 +47,7 @@ from mirrormap.kernel.inquiries import (
 __all__ = [
     "PAGE_NBYTES", "End", "Exporter", "FileInfo", "HeapBase", "Message", "Places", "ReceiverBase", "Ref",
     "Region", "Reservation", "RingBase", "SenderBase", "Span", "VmaInfo", "VmaTuple",
+    "has_huge_files", "huge_file", "is_nameless", "label_of",
     "pagemap_scan", "pagemap_stretches", "procmap_entries", "procmap_query",
     "allocator_limit", "allocator_new", "allocator_set", "allocator_share", "allocator_state",
     "allocator_trim",

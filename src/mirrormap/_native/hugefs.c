@@ -1,0 +1,76 @@
+#define _GNU_SOURCE
+#include "hugefs.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+/* The mount's descriptor, or one of these. No lock: a child forked while another thread makes it
+ * must not wait for a thread that it does not have. */
+enum { UNKNOWN = -1, BEING_MADE = -2, REFUSED = -3 };
+static _Atomic int mount = UNKNOWN;
+static _Atomic uint64_t mount_dev, mount_inode;
+static _Atomic int refusal;
+
+/* Does the descriptor still mean what it did? Programs that become daemons close all they find. */
+static bool is_ours(int folder)
+{
+    struct mm_file file;
+    return mm_sys_stat(folder, &file) == 0 && file.dev == atomic_load(&mount_dev)
+           && file.inode == atomic_load(&mount_inode);
+}
+
+static int make(int *folder)
+{
+    struct mm_file file;
+    *folder = -1;
+    int error = mm_sys_mount_huge(folder);
+    if (error == 0)
+        error = mm_sys_stat(*folder, &file);
+    if (error == 0) {
+        atomic_store(&mount_dev, file.dev);
+        atomic_store(&mount_inode, file.inode);
+    } else {
+        atomic_store(&refusal, error);
+        if (*folder >= 0)
+            mm_sys_close(*folder);
+    }
+    atomic_store(&mount, error == 0 ? *folder : REFUSED);
+    return error;
+}
+
+static int folder_of(int *folder)
+{
+    for (;;) {
+        *folder = atomic_load(&mount);
+        if (*folder == REFUSED)
+            return atomic_load(&refusal);
+        if (*folder == BEING_MADE)
+            return EAGAIN;
+        if (*folder >= 0 && is_ours(*folder))
+            return 0;
+        if (atomic_compare_exchange_strong(&mount, folder, BEING_MADE))
+            return make(folder);
+    }
+}
+
+int mm_hugefs_file(const char *name, int *fd)
+{
+    char own[300];
+    int folder, error = folder_of(&folder);
+    if (error != 0)
+        return error;
+    /* while another thread or a forked child stands between these two calls, the name is taken */
+    for (unsigned number = 0; number == 0 || error == EEXIST; number++) {
+        snprintf(own, sizeof own, number == 0 ? "%s" : "%s.%u", name, number);
+        error = mm_sys_open_at(folder, own, O_RDWR | O_CREAT | O_EXCL, 0600, fd);
+    }
+    if (error != 0)
+        return error;
+    error = mm_sys_unlink_at(folder, own);
+    if (error != 0)
+        mm_sys_close(*fd);
+    return error;
+}
