@@ -18,7 +18,6 @@ import mirrormap as mm
 from mirrormap import procmaps
 from support import PAGE, protections, read, succeeds
 
-
 # --- lifetime ------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ import mirrormap as mm
 from mirrormap import procmaps
 from support import PAGE, libc, reserved
 
-
 # --- huge pages ------------------------------------------------------------------------------
 
 
