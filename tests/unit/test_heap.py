@@ -15,9 +15,9 @@ from support import PAGE, address_of
 BLOCK = 1 << 18
 
 
-@pytest.fixture
-def heap() -> Any:
-    made = mm.Heap("16MiB")
+@pytest.fixture(params=["manual", "incremental", "background"])
+def heap(request: pytest.FixtureRequest) -> Any:
+    made = mm.Heap("16MiB", collector=request.param)
     yield made
     gc.collect()
     made.close()

@@ -249,8 +249,9 @@ static PyObject *heap_stats(PyObject *self, PyObject *unused)
     if (core == NULL)
         return NULL;
     const struct mm_counters *counters = &core->counters;
-    return Py_BuildValue("(KKKIKKKKKK)", mm_live(core), core->committed, core->pinned, core->exports, counters->collections,
-                         counters->marked, counters->moved, counters->copied, counters->returned, counters->stayed);
+    return Py_BuildValue("(KKKIKKKKKKI)", mm_live(core), core->committed, core->pinned, core->exports, counters->collections,
+                         counters->marked, counters->moved, counters->copied, counters->returned, counters->stayed,
+                         (unsigned)core->phase);
 }
 
 /* _allow(nbytes): so much may be committed beyond what is, until _look() is called again */

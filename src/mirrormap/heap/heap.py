@@ -18,7 +18,7 @@ from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap import collecting
 from mirrormap.heap.containers import LRU, Map
-from mirrormap.heap.reports import CAUSES, Census, HeapStats, Pauses
+from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses
 from mirrormap.heap.roots import Roots, Weak
 from mirrormap.kernel import HeapBase, Ref
 from mirrormap.lifetime import Closing
@@ -57,8 +57,8 @@ class Heap(HeapBase, Closing):
     64 MiB, as best effort: others take memory meanwhile.
 
     A context manager. Every call, and every step of a collection, holds the interpreter's lock
-    throughout, so threads may share a heap. It belongs to the process that made it: in a forked child its calls raise
-    ClosedError; arrays taken before the fork show what the parent makes of those pages.
+    throughout, so threads may share a heap. It belongs to the process that made it: in a forked child its
+    calls raise ClosedError; arrays taken before the fork show what the parent makes of those pages.
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
@@ -146,10 +146,9 @@ class Heap(HeapBase, Closing):
 
     def stats(self) -> HeapStats:
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
-        pauses = {
-            cause: Pauses(*told) for cause, told in zip(CAUSES, self._pauses(), strict=True) if told[0]
-        }
-        return HeapStats(*self._stats(), resident=self._mapping.resident, pauses=pauses)
+        pauses = {cause: Pauses(*told) for cause, told in zip(CAUSES, self._pauses(), strict=True) if told[0]}
+        *figures, phase = self._stats()
+        return HeapStats(*figures, PHASES[phase], resident=self._mapping.resident, pauses=pauses)
 
     def verify(self) -> Census:
         """Trace all that is alive once more, apart from the collector, and check every book kept of it.

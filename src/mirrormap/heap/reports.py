@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["CAUSES", "Census", "HeapStats", "Pauses"]
+__all__ = ["CAUSES", "PHASES", "Census", "HeapStats", "Pauses"]
 
 CAUSES: Final = ("allocation", "step", "collect", "background", "full")
+PHASES: Final = ("idle", "roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "drain")
 
 
 class Pauses(NamedTuple):
     """Steps of the collector, each with the interpreter's lock held.
 
     Attributes:
-        count: how many.
+        steps: how many.
         p50_ns, p99_ns, p999_ns: processor time that so many of a hundred, or a thousand, do not exceed,
             in nanoseconds, rounded up by at most an eighth. longest_ns: exact.
     """
 
-    count: int
+    steps: int
     p50_ns: int
     p99_ns: int
     p999_ns: int
@@ -37,6 +38,7 @@ class HeapStats(NamedTuple):
         marked: objects marked by them. moved: objects that changed place. copied: their bytes.
         returned: bytes of pages given back to the kernel.
         stayed: blocks chosen for moving that had to stay, for want of memory or for a view.
+        phase: of the collection under way: one of PHASES.
         resident: bytes with page-table entries in this process.
         pauses: the collector's steps by cause: "allocation" that paid for one, `step()`, `collect()`, the
             thread in the "background", and a "full" heap, which is collected in one go. What moving a
@@ -53,6 +55,7 @@ class HeapStats(NamedTuple):
     copied: int
     returned: int
     stayed: int
+    phase: str
     resident: int
     pauses: dict[str, Pauses]
 

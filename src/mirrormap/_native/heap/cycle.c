@@ -79,10 +79,12 @@ bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns)
     int64_t start = mm_sys_cpu();
     struct mm_budget budget = {.deadline = ns == INT64_MAX ? ns : mm_sys_now() + ns, .unasked = ns != 0 ? 1000 : 0};
     while (!budget.over && is_at_work(heap)) {
-        if (heap->dying != 0)
+        if (heap->dying != 0) {
             mm_reap(heap, &budget);
-        else if (phases[heap->phase](heap, &budget))
+        } else if (phases[heap->phase](heap, &budget)) {
             next_phase(heap);
+            budget.over |= ns == 0;
+        }
     }
     int64_t took = mm_sys_cpu() - start;
     heap->pacing.cycle_ns += took;
