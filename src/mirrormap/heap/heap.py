@@ -200,6 +200,9 @@ class Heap(HeapBase, Closing):
     def __repr__(self) -> str:
         if self.closed:
             return "<Heap closed>"
-        live, committed, *_ = self._stats()
+        try:
+            live, committed, *_ = self._stats()
+        except MirrorError:
+            return "<Heap failed>"
         most = format_nbytes(self._max_nbytes)
         return f"<Heap {format_nbytes(live)} live in {format_nbytes(committed)} of at most {most}>"

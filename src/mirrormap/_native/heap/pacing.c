@@ -62,13 +62,20 @@ void mm_dropped(struct mm_heap *heap, uint64_t nbytes)
         mm_ring(heap);
 }
 
+/* Bytes in the pool beyond what it may keep. */
+static int64_t spare(const struct mm_heap *heap)
+{
+    return ((int64_t)heap->pooled << MM_BLOCK_SHIFT) - (int64_t)(heap->committed / MM_POOL);
+}
+
 void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
 {
     const struct mm_lane *lane = &heap->lanes[0];
     uint64_t most = 4 * nbytes + MM_BLOCK / 64;
     bool more = mm_pace(heap, most) >= most;
     /* removing one value after the other outruns that: a thread helps */
-    if (more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_BLOCK * 1000ull)
+    more = more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_BLOCK * 1000ull;
+    if (more || spare(heap) > MM_BLOCK)
         mm_ring(heap);
 }
 
@@ -124,8 +131,7 @@ int64_t mm_tend(struct mm_heap *heap, int64_t ns)
     struct mm_pacing *pacing = &heap->pacing;
     pacing->rung = false;
     if (heap->phase == MM_IDLE && heap->dying == 0) {
-        uint64_t moved = mm_pace(heap, 1 << 16);
-        if (moved != 0)
+        if (mm_pace(heap, 1 << 16) != 0 || (spare(heap) > 0 && mm_drain_one(heap)))
             return 0;
         if (pacing->dropped == 0)
             return -1;

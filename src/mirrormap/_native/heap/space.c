@@ -228,7 +228,7 @@ void mm_free_block(struct mm_heap *heap, uint32_t index)
 {
     mm_unlink(heap, index);
     /* some pages at hand save the kernel from clearing others */
-    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / 64 && heap->blocks[index].kind != MM_GONE;
+    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / MM_POOL && heap->blocks[index].kind != MM_GONE;
     retire(heap, index, keep);
 }
 
