@@ -146,9 +146,9 @@ class Heap(HeapBase, Closing):
 
     def stats(self) -> HeapStats:
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
-        pauses = {cause: Pauses(*told) for cause, told in zip(CAUSES, self._pauses(), strict=True) if told[0]}
-        *figures, phase = self._stats()
-        return HeapStats(*figures, PHASES[phase], resident=self._mapping.resident, pauses=pauses)
+        pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
+        told = self._stats()
+        return HeapStats(*told[:-1], PHASES[told[-1]], self._mapping.resident, pauses)
 
     def verify(self) -> Census:
         """Trace all that is alive once more, apart from the collector, and check every book kept of it.
