@@ -21,6 +21,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 HEADROOM = 3  # max_bytes, in live bytes
+CHURN_S = 10
 
 
 def real_nbytes() -> int:
@@ -189,28 +190,95 @@ def plant_in(heap: Any, depth: int) -> Any:
     return ref
 
 
+class Stops:
+    """The longest times for which somebody else's collector stopped this thread: CPython's, or the heap's steps."""
+
+    def __init__(self, heap: Any) -> None:
+        self.heap, self.longest, self.start = heap, 0.0, 0.0
+        if heap is None:
+            gc.callbacks.append(self.note)
+
+    def note(self, phase: str, _info: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self.start = now
+        else:
+            self.longest = max(self.longest, now - self.start)
+
+    def told(self) -> dict[str, float]:
+        if self.heap is None:
+            return {"longest stop, us": self.longest * 1e6, "p99.9 of steps, us": math.nan, "steps": math.nan}
+        pauses = self.heap.stats().pauses.values()
+        return {
+            "longest stop, us": max((each.longest_ns for each in pauses), default=0) / 1e3,
+            "p99.9 of steps, us": max((each.p999_ns for each in pauses), default=0) / 1e3,
+            "steps": sum(each.steps for each in pauses),
+        }
+
+
+def churn(name: str, count: int) -> dict[str, Any]:
+    """A tree of about `count` nodes in which a subtree of 255, chosen at random, is planted anew each round."""
+    import mirrormap as mm
+
+    depth = count.bit_length() - 1
+    heap = None if name == "bytes" else mm.Heap("4GiB", collector=name)
+    gc.collect()
+    before = real_nbytes()
+    root: Any = plant(depth) if heap is None else plant_in(heap, depth)
+    alive = real_nbytes() - before
+    stops, rng, rounds, most = Stops(heap), random.Random(1), 0, 0  # noqa: S311
+    start = time.perf_counter()
+    while time.perf_counter() - start < CHURN_S:
+        node, path = root, rng.getrandbits(depth)
+        for _ in range(depth - 8):
+            path, side = path >> 1, path & 1
+            node = (node.right if side else node.left) if heap is None else node[side]
+        if heap is None:
+            node.left = plant(7)
+        else:
+            node[0] = plant_in(heap, 7)
+        rounds += 1
+        if rounds % 1000 == 0:
+            most = max(most, real_nbytes() - before)
+    took = time.perf_counter() - start
+    return {
+        "subtrees of 255 a second": rounds / took,
+        "most held / held at first": most / alive,
+        "collections": math.nan if heap is None else heap.stats().collections,
+        **stops.told(),
+    }
+
+
 def tree(name: str, count: int) -> dict[str, Any]:
     """A full binary tree of about `count` nodes with 8 bytes of key, and a collection that finds no garbage."""
     import mirrormap as mm
 
     depth = count.bit_length() - 1
     count = 2 ** (depth + 1) - 1
-    heap = mm.Heap("4GiB")
+    heap = None if name == "bytes" else mm.Heap("4GiB", collector=name)
+    stops = Stops(heap)
     gc.collect()
     before = real_nbytes()
     start = time.perf_counter()
-    made = plant(depth) if name == "bytes" else plant_in(heap, depth)
+    made = plant(depth) if heap is None else plant_in(heap, depth)
     built = time.perf_counter() - start
     held = (real_nbytes() - before) / count
-    start = time.perf_counter()
-    if name == "bytes":
+    building = 0 if heap is None else heap.stats().collections
+    start = time.thread_time()
+    if heap is None:
         gc.collect()
     else:
         heap.collect()
-        assert heap.stats().marked == count
-    took = time.perf_counter() - start
+    took = time.thread_time() - start
     assert made is not None
-    return {"nodes": count, "bytes a node": held, "build, s": built, "full collection, ms": took * 1e3}
+    return {
+        "nodes": count,
+        "bytes a node": held,
+        "build, s": built,
+        "collections while building": math.nan if heap is None else building,
+        "full collection, ms of CPU": took * 1e3,
+        **stops.told(),
+    }
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -229,7 +297,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         what, name, *numbers = options.one
-        found = life(name, *map(int, numbers)) if what == "life" else tree(name, int(numbers[0]))
+        found = {"life": life, "tree": tree, "churn": churn}[what](name, *map(int, numbers))
         print(json.dumps(found))
         return
     from rich.console import Console
@@ -244,7 +312,16 @@ def main() -> None:
             ["1.10", "1.05", "bytes"],
         ),
         f"#3: {options.mib // 4} MiB of 64 B to 2 KiB": ("life", [limit // 4, 64, 2048], ["1.10", "bytes"]),
-        f"#7: a tree of {options.nodes:,} nodes": ("tree", [options.nodes], ["1.10", "bytes"]),
+        f"#6 #7: a tree of {options.nodes:,} nodes": (
+            "tree",
+            [options.nodes],
+            ["background", "incremental", "bytes"],
+        ),
+        "#6 #8: a tree of 1,000,000 nodes, churned": (
+            "churn",
+            [1_000_000],
+            ["background", "incremental", "bytes"],
+        ),
     }
     rounds: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with Progress() as progress:
@@ -259,9 +336,7 @@ def main() -> None:
                     progress.advance(task)
     medians: dict[str, Any] = {}
     for row, engines in rounds.items():
-        table = Table(
-            "", *(f"Heap, target {name}" if name != "bytes" else "CPython" for name in engines), title=row
-        )
+        table = Table("", *(f"Heap, {name}" if name != "bytes" else "CPython" for name in engines), title=row)
         for field in next(iter(engines.values()))[0]:
             cells = [sorted(each[field] for each in found)[len(found) // 2] for found in engines.values()]
             medians.setdefault(row, {})[field] = dict(zip(engines, cells, strict=True))

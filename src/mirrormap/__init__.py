@@ -20,7 +20,7 @@ from mirrormap.errors import (
 )
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
-from mirrormap.heap import LRU, Census, Heap, HeapStats, Map, Roots, Weak
+from mirrormap.heap import LRU, Census, Heap, HeapStats, Map, Pauses, Roots, Weak
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
 from mirrormap.kernel import Message, Ref, Reservation
 from mirrormap.mapping import Mapping
@@ -65,6 +65,7 @@ __all__ = [
     "NotPermittedError",
     "Overrun",
     "Pages",
+    "Pauses",
     "ProcessGone",
     "Peer",
     "Reader",

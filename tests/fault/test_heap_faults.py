@@ -22,7 +22,7 @@ class Scene:
 
     def __init__(self) -> None:
         rng = random.Random(1)
-        self.heap = mm.Heap("16MiB")
+        self.heap = mm.Heap("16MiB", collector="manual")
         self.kept = [(self.heap.put(data), data) for data in (rng.randbytes(3000) for _ in range(600))]
         self.node = self.heap.new(0, 300)
         for at in range(300):
@@ -74,12 +74,21 @@ def disown(scene: Scene) -> None:
             del scene.cache[at]
 
 
+def step(scene: Scene) -> None:
+    """A collection in the smallest steps, with the heap looked through after each tenth."""
+    while scene.heap.step(0):
+        if scene.heap.stats().phase in ("choose", "move") or random.random() < 0.02:
+            scene.heap.verify()
+    scene.heap.verify()
+
+
 ACTS: dict[str, Callable[[Scene], Any]] = {
     "put": lambda scene: [scene.heap.put(bytes(30_000)) for _ in range(20)],
     "put large": lambda scene: scene.heap.put(bytes(5 << 20)),
     "own": own,
     "disown": disown,
     "collect": lambda scene: scene.heap.collect(),
+    "step": step,
 }
 
 

@@ -26,9 +26,13 @@ class Thing:
 
 
 class Garbage(RuleBasedStateMachine):
-    @initialize(ratio=st.sampled_from([1.02, 1.1, 2.0]))
-    def start(self, ratio: float) -> None:
-        self.heap = mm.Heap("32MiB", target=ratio)
+    @initialize(
+        ratio=st.sampled_from([1.02, 1.1, 2.0]),
+        collector=st.sampled_from(["manual", "incremental", "background"]),
+        stress=st.sampled_from([0, 0, 2000, 100_000]),
+    )
+    def start(self, ratio: float, collector: Any, stress: int) -> None:
+        self.heap = mm.Heap("32MiB", target=ratio, collector=collector, stress=stress)
         self.held: list[tuple[mm.Ref, Thing]] = []
         self.named: dict[str, Thing] = {}
         self.weak: list[tuple[mm.Weak, Thing]] = []
@@ -149,6 +153,28 @@ class Garbage(RuleBasedStateMachine):
     @rule(at=st.integers(0))
     def unview(self, at: int) -> None:
         self.views.pop(at % len(self.views))
+
+    @rule(us=st.sampled_from([0, 0, 20]), count=st.integers(1, 300))
+    def step(self, us: int, count: int) -> None:
+        for _ in range(count):
+            self.heap.step(us)
+
+    @rule(phase=st.sampled_from(["trace", "weak", "sweep", "choose", "move"]))
+    def stop_in(self, phase: str) -> None:
+        """Go on until a collection is in a certain phase, if it comes to it."""
+        while self.heap.step(0) and self.heap.stats().phase != phase:
+            pass
+
+    @precondition(lambda self: self.weak)
+    @rule(at=st.integers(0))
+    def find_weakly(self, at: int) -> None:
+        """Also what nobody else holds may be had back, and is then held."""
+        weak, thing = self.weak[at % len(self.weak)]
+        found = weak()
+        assert found is not None or thing not in self.alive()
+        if found is not None:
+            assert bytes(found) == thing.data
+            self.held.append((found, thing))
 
     @rule()
     def collect(self) -> None:

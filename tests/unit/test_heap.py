@@ -15,9 +15,9 @@ from support import PAGE, address_of
 BLOCK = 1 << 18
 
 
-@pytest.fixture
-def heap() -> Any:
-    made = mm.Heap("16MiB")
+@pytest.fixture(params=["manual", "incremental", "background"])
+def heap(request: pytest.FixtureRequest) -> Any:
+    made = mm.Heap("16MiB", collector=request.param)
     yield made
     gc.collect()
     made.close()
@@ -368,7 +368,8 @@ def test_a_full_heap_can_still_move_things(heap: mm.Heap) -> None:
 
 @pytest.mark.parametrize(("options", "error"), [
     ({"max_bytes": 1000}, ValueError), ({"max_bytes": "2TiB"}, ValueError), ({"max_bytes": 2.5}, TypeError),
-    ({"target": 1.0}, ValueError), ({"target": float("nan")}, ValueError), ({"collector": "background"}, ValueError),
+    ({"target": 1.0}, ValueError), ({"target": float("nan")}, ValueError), ({"collector": "sometimes"}, ValueError),
+    ({"stress": -1}, ValueError), ({"stress": 1.5}, TypeError),
     ({"views": 3}, TypeError),
 ])  # fmt: skip
 def test_bad_arguments(options: dict[str, Any], error: type[Exception]) -> None:

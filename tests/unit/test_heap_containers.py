@@ -15,9 +15,9 @@ import mirrormap as mm
 BLOCK = 1 << 18
 
 
-@pytest.fixture
-def heap() -> Any:
-    made = mm.Heap("64MiB")
+@pytest.fixture(params=["manual", "incremental", "background"])
+def heap(request: pytest.FixtureRequest) -> Any:
+    made = mm.Heap("64MiB", collector=request.param)
     yield made
     gc.collect()
     made.close()

@@ -11,9 +11,9 @@ import pytest
 import mirrormap as mm
 
 
-@pytest.fixture
-def heap() -> Iterator[mm.Heap]:
-    with mm.Heap("256MiB") as made:
+@pytest.fixture(params=["manual", "incremental", "background"])
+def heap(request: pytest.FixtureRequest) -> Iterator[mm.Heap]:
+    with mm.Heap("256MiB", collector=request.param) as made:
         yield made
 
 

@@ -19,8 +19,12 @@ bool heap_is_ours(PyObject *self)
 
 struct mm_heap *heap_open(PyObject *self)
 {
-    if (heap_is_ours(self))
+    if (heap_is_ours(self) && heap_of(self)->failure == NULL)
         return &heap_of(self)->core;
+    if (heap_is_ours(self)) {
+        PyErr_SetObject(PyTuple_GetItem(heap_of(self)->failure, 0), PyTuple_GetItem(heap_of(self)->failure, 1));
+        return NULL;
+    }
     PyErr_SetString(closed_error, heap_of(self)->region == NULL
                                       ? "this heap is closed"
                                       : "this heap belongs to the process that made it: make another one in the forked child");
@@ -51,6 +55,7 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
         .page_shift = (unsigned)__builtin_ctz(page_nbytes), .limit = limit, .target = target,
         .count = (uint32_t)(nbytes >> MM_BLOCK_SHIFT),
     };
+    heap->core.pacing.bell = -1;
     if (mm_heap_open(&heap->core) != 0)
         return PyErr_NoMemory();
     heap->dtypes = PyList_New(0);
@@ -64,10 +69,13 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
 
 static void detach(HeapBase *heap)
 {
+    if (heap_is_ours((PyObject *)heap))
+        mm_ring(&heap->core);          /* its thread is to see that there is nothing left to do */
     mm_heap_close(&heap->core);
     Py_CLEAR(heap->region);
     Py_CLEAR(heap->dtypes);
     Py_CLEAR(heap->numbers);
+    Py_CLEAR(heap->failure);
 }
 
 /* _detach(): nothing is left. BufferError while a view lives. */
@@ -149,7 +157,7 @@ static PyObject *heap_forget(PyObject *self, PyObject *number)
         return NULL;
     uint64_t nbytes = mm_data_nbytes(mm_header_at(core, core->roots[root].offset));
     mm_forget(core, root);
-    mm_pace(core, 4 * nbytes + MM_BLOCK / 64);
+    mm_give_way(core, nbytes);
     return PyLong_FromUnsignedLongLong(nbytes);
 }
 
@@ -200,9 +208,10 @@ static PyObject *heap_weak_ref(PyObject *self, PyObject *number)
     uint32_t index = core != NULL ? take_weak(core, number) : 0;
     if (index == 0)
         return NULL;
-    if (core->weak[index] == 0)
+    uint64_t offset = mm_weak_get(core, index);
+    if (offset == 0)
         Py_RETURN_NONE;
-    uint32_t root = mm_hold(core, core->weak[index]);
+    uint32_t root = mm_hold(core, offset);
     return root != 0 ? ref_make(ref_type, self, root, false) : PyErr_NoMemory();
 }
 
@@ -217,20 +226,7 @@ static PyObject *heap_weak_drop(PyObject *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
-/* --- collecting ------------------------------------------------------------------------------- */
-
-static PyObject *heap_collect(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    struct mm_heap *core = heap_open(self);
-    if (core == NULL)
-        return NULL;
-    if (mm_collect(core) != 0) {
-        PyErr_SetString(PyExc_MemoryError, "no memory to mark with: nothing was collected");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
+/* --- what there is ------------------------------------------------------------------------------ */
 
 /* _verify() -> (objects, references, bytes, what is wrong or None, where) */
 static PyObject *heap_verify(PyObject *self, PyObject *unused)
@@ -252,13 +248,10 @@ static PyObject *heap_stats(PyObject *self, PyObject *unused)
     struct mm_heap *core = heap_open(self);
     if (core == NULL)
         return NULL;
-    uint64_t live = core->runs_live;
-    for (int lane = 0; lane < MM_LANES; lane++)
-        live += core->lanes[lane].live;
     const struct mm_counters *counters = &core->counters;
-    return Py_BuildValue("(KKKIKKKKKd)", live, core->committed, core->pinned, core->exports, counters->collections,
-                         counters->marked, counters->moved, counters->copied, counters->returned,
-                         (double)counters->longest_ns / 1e9);
+    return Py_BuildValue("(KKKIKKKKKKI)", mm_live(core), core->committed, core->pinned, core->exports, counters->collections,
+                         counters->marked, counters->moved, counters->copied, counters->returned, counters->stayed,
+                         (unsigned)core->phase);
 }
 
 /* _allow(nbytes): so much may be committed beyond what is, until _look() is called again */
@@ -287,7 +280,13 @@ static PyMethodDef heap_methods[] = {
     {"_weak", heap_weak, METH_O, NULL},
     {"_weak_ref", heap_weak_ref, METH_O, NULL},
     {"_weak_drop", heap_weak_drop, METH_O, NULL},
-    {"_collect", heap_collect, METH_NOARGS, NULL},
+    {"_pace", heap_pace, METH_VARARGS, NULL},
+    {"_goal", heap_goal, METH_NOARGS, NULL},
+    {"_advance", heap_advance, METH_VARARGS, NULL},
+    {"_step", heap_step, METH_O, NULL},
+    {"_tend", heap_tend, METH_O, NULL},
+    {"_fail", heap_fail, METH_O, NULL},
+    {"_pauses", heap_pauses, METH_NOARGS, NULL},
     {"_verify", heap_verify, METH_NOARGS, NULL},
     {"_stats", heap_stats, METH_NOARGS, NULL},
     {"_allow", heap_allow, METH_O, NULL},

@@ -81,9 +81,7 @@ static bool source_open(HeapBase *heap, PyObject *data, struct source *source)
 
 static uint64_t no_room(const struct mm_heap *core, uint64_t nbytes, int error)
 {
-    uint64_t live = core->runs_live, ceiling = core->limit < core->allowed ? core->limit : core->allowed;
-    for (int lane = 0; lane < MM_LANES; lane++)
-        live += core->lanes[lane].live;
+    uint64_t live = mm_live(core), ceiling = core->limit < core->allowed ? core->limit : core->allowed;
     PyErr_Format(PyExc_MemoryError,
                  "no room for %llu bytes (%s): the heap holds %llu of at most %llu bytes%s, %llu of them in objects, "
                  "%llu pinned by views",
@@ -106,14 +104,17 @@ static uint64_t make(PyObject *self, bool owned, const struct mm_shape *shape)
 {
     struct mm_heap *core = &heap_of(self)->core;
     int error;
+    mm_pay(core, shape->nbytes + sizeof(struct mm_object));
     uint64_t offset = mm_allocate(core, owned, shape, &error);
     if (offset != 0)
         return offset;
     if (!look(self))
         return 0;
     offset = mm_allocate(core, owned, shape, &error);
-    if (offset == 0 && mm_collect(core) == 0)
+    if (offset == 0) {
+        mm_collect(core, MM_BY_FULL);
         offset = mm_allocate(core, owned, shape, &error);
+    }
     return offset != 0 ? offset : no_room(core, shape->nbytes, error);
 }
 
@@ -143,8 +144,10 @@ PyObject *heap_put(PyObject *self, PyObject *data)
     uint64_t offset = core != NULL ? make(self, false, &source.shape) : 0;
     if (offset != 0)
         fill(core, offset, &source);
+    /* held before anybody else may run */
+    PyObject *ref = offset != 0 ? held(self, core, offset) : NULL;
     source_done(&source);
-    return offset != 0 ? held(self, core, offset) : NULL;
+    return ref;
 }
 
 PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)

@@ -80,15 +80,15 @@ static int ref_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     Ref *ref = ref_of(self);
     view->obj = NULL;
-    uint64_t offset = where(ref);
-    if (offset == 0)
+    if (where(ref) == 0)
         return -1;
+    mm_pin(core_of(ref), ref->root);   /* which may move it, for the last time */
     Py_ssize_t nbytes;
-    void *data = heap_data(core_of(ref), offset, &nbytes);
-    if (PyBuffer_FillInfo(view, self, data, nbytes, !ref->writable, flags) < 0)
-        return -1;
-    mm_pin(core_of(ref), ref->root);
-    return 0;
+    void *data = heap_data(core_of(ref), where(ref), &nbytes);
+    if (PyBuffer_FillInfo(view, self, data, nbytes, !ref->writable, flags) == 0)
+        return 0;
+    mm_unpin(core_of(ref), ref->root);
+    return -1;
 }
 
 static void ref_releasebuffer(PyObject *self, Py_buffer *view)

@@ -12,6 +12,7 @@ typedef struct {
     PyObject *region;          /* NULL: closed, or not attached yet */
     PyObject *dtypes;          /* list: number - 1 -> dtype */
     PyObject *numbers;         /* dict: dtype -> number */
+    PyObject *failure;         /* or (exception, text): the collector's thread died */
     long process;
 } HeapBase;
 
@@ -41,6 +42,15 @@ unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t
 
 /* The root that a number from Python names; 0: an exception is set. */
 uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kind);
+
+/* heap_collect.c */
+PyObject *heap_pace(PyObject *self, PyObject *args);
+PyObject *heap_goal(PyObject *self, PyObject *unused);
+PyObject *heap_advance(PyObject *self, PyObject *args);
+PyObject *heap_step(PyObject *self, PyObject *ns);
+PyObject *heap_tend(PyObject *self, PyObject *ns);
+PyObject *heap_fail(PyObject *self, PyObject *failure);
+PyObject *heap_pauses(PyObject *self, PyObject *unused);
 
 /* heap_put.c */
 PyObject *heap_put(PyObject *self, PyObject *data);

@@ -305,3 +305,18 @@ int64_t mm_sys_now(void)
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
+
+int64_t mm_sys_cpu(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (int64_t)used.tv_sec * 1000000000 + used.tv_nsec;
+}
+
+void mm_sys_ring(int fd)
+{
+    uint64_t one = 1;
+    int before = errno;
+    (void)!write(fd, &one, sizeof one);
+    errno = before;
+}

@@ -99,6 +99,8 @@ int mm_sys_wait(_Atomic uint32_t *word, uint32_t expected, int64_t nanoseconds);
 void mm_sys_wake(_Atomic uint32_t *word);                /* everybody */
 
 int64_t mm_sys_now(void);                                /* CLOCK_MONOTONIC, nanoseconds */
+int64_t mm_sys_cpu(void);                                /* what this thread has used, nanoseconds */
+void mm_sys_ring(int fd);                                /* add 1 to an eventfd; one that is full rings already */
 void mm_sys_yield(void);                                 /* let another task of this processor go on */
 
 #ifdef MIRRORMAP_FAULTS

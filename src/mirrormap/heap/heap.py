@@ -8,14 +8,17 @@ Python holds objects by Refs; the heap may move whatever nobody has a view of.
 
 from __future__ import annotations
 
+import operator
+import threading
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from mirrormap import cgroups, portraits
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
+from mirrormap.heap import collecting
 from mirrormap.heap.containers import LRU, Map
-from mirrormap.heap.reports import Census, HeapStats
+from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses
 from mirrormap.heap.roots import Roots, Weak
 from mirrormap.kernel import HeapBase, Ref
 from mirrormap.lifetime import Closing
@@ -26,6 +29,7 @@ __all__ = ["Heap"]
 
 _LEAST_NBYTES: Final = 1 << 20
 _MOST_NBYTES: Final = 1 << 40
+_LONGEST_STEP_US: Final = 1e9
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
@@ -39,38 +43,48 @@ class Heap(HeapBase, Closing):
             moving objects. Eight times as many addresses are reserved, which cost nothing.
         target: how many bytes may be held for each live one, at least 1.02. Moving objects more
             often is what a lower one costs.
-        collector: "manual": objects held by Refs are collected by `collect()`, and when the heap is
-            full. Values of containers die, and are moved together, without it.
+        collector: who collects objects held by Refs. "manual": `collect()` and `step()`, and a full heap.
+            "incremental": allocation too, in steps of at most 0.15 ms, from when so much has lost its
+            last Ref or root that `target` may be broken. "background": a thread as well, which needs no
+            allocation; where it dies, later calls raise MirrorError. Values of containers die, and are
+            moved together, without any of that.
+        stress: for tests: at every so many bytes allocated, the smallest possible step of a collection,
+            or, where that is manual, a whole one.
 
     An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
     it; cycles die. All memory is committed before it is handed out: a full heap, system or memory
     cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
     64 MiB, as best effort: others take memory meanwhile.
 
-    A context manager. Every call holds the interpreter's lock throughout, a collection too, so threads
-    may share a heap. It belongs to the process that made it: in a forked child its calls raise
-    ClosedError; arrays taken before the fork show what the parent makes of those pages.
+    A context manager. Every call, and every step of a collection, holds the interpreter's lock
+    throughout, so threads may share a heap. It belongs to the process that made it: in a forked child its
+    calls raise ClosedError; arrays taken before the fork show what the parent makes of those pages.
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
-        Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes.
+        Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
+        the thread.
     """
 
-    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_target")
+    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_target", "_thread")
 
     def __init__(
         self,
         max_bytes: Size = "8GiB",
         *,
         target: float = 1.10,
-        collector: Literal["manual"] = "manual",
+        collector: collecting.Mode = "background",
+        stress: int = 0,
     ) -> None:
         limit = as_nbytes(max_bytes, "max_bytes", minimum=_LEAST_NBYTES)
         if limit > _MOST_NBYTES:
             raise ValueError(f"max_bytes {limit:,} must be at most {_MOST_NBYTES:,}")
         if not 1.02 <= target <= 100:
             raise ValueError(f"target {target} must be between 1.02 and 100 bytes held per live byte")
-        if collector != "manual":
-            raise ValueError(f"collector {collector!r} must be 'manual'")
+        if collector not in collecting.MODES:
+            raise ValueError(f"collector {collector!r} must be one of {', '.join(collecting.MODES)}")
+        stress = operator.index(stress)
+        if not 0 <= stress < 1 << 63:
+            raise ValueError(f"stress {stress:,} must be a number of bytes, or 0")
         if not self.closed:
             raise MirrorError("this heap is made already")
         self._max_nbytes = limit
@@ -82,6 +96,8 @@ class Heap(HeapBase, Closing):
             self._mapping._live, self._pages.fileno(), self._pages.page_size, limit, round(target * 1000)
         )
         self._look()
+        self._pace(collecting.MODES[collector], -1, stress)
+        self._thread = collecting.start(self, stress) if collector == "background" else None
 
     @property
     def roots(self) -> Roots:
@@ -107,16 +123,32 @@ class Heap(HeapBase, Closing):
     def collect(self) -> None:
         """Mark what can be reached, move what survives out of the emptiest blocks, give pages back.
 
+        Returns when all phases of a collection are over that began after the call. It is made of steps:
+        other threads run in between, and what they drop meanwhile may be left for the next.
         Blocks with pinned objects stay where they are and lose the pages that hold nothing alive.
-        Raises: MemoryError when there is no memory for the marks: nothing was collected then;
-            ClosedError.
+        Raises: ClosedError, also when another thread closes the heap meanwhile.
         """
         self._look()
-        self._collect()
+        goal = self._goal()
+        while self._advance(goal, collecting.STEP_NS):
+            pass
+
+    def step(self, us: float) -> bool:
+        """Go on with the collection under way for about so many microseconds; 0: as little as can be done.
+
+        When none is under way, one begins, unless nothing has lost a Ref or root, and no reference was
+        overwritten, since the last. Returns: whether there is more to do.
+        Raises: ValueError; ClosedError.
+        """
+        if not 0 <= us <= _LONGEST_STEP_US:
+            raise ValueError(f"a step of {us} us cannot be")
+        return self._step(round(us * 1000))
 
     def stats(self) -> HeapStats:
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
-        return HeapStats(*self._stats(), resident=self._mapping.resident)
+        pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
+        told = self._stats()
+        return HeapStats(*told[:-1], PHASES[told[-1]], self._mapping.resident, pauses)
 
     def verify(self) -> Census:
         """Trace all that is alive once more, apart from the collector, and check every book kept of it.
@@ -135,6 +167,10 @@ class Heap(HeapBase, Closing):
         Raises: BufferError while arrays or memoryviews of its objects live.
         """
         self._detach()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._thread = None
         self._names.clear()
         self._mapping.close()
         self._pages.close()
@@ -164,6 +200,9 @@ class Heap(HeapBase, Closing):
     def __repr__(self) -> str:
         if self.closed:
             return "<Heap closed>"
-        live, committed, *_ = self._stats()
+        try:
+            live, committed, *_ = self._stats()
+        except MirrorError:
+            return "<Heap failed>"
         most = format_nbytes(self._max_nbytes)
         return f"<Heap {format_nbytes(live)} live in {format_nbytes(committed)} of at most {most}>"

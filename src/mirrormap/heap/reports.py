@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Census", "HeapStats"]
+__all__ = ["CAUSES", "PHASES", "Census", "HeapStats", "Pauses"]
+
+CAUSES: Final = ("allocation", "step", "collect", "background", "full")
+PHASES: Final = ("idle", "roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "drain")
+
+
+class Pauses(NamedTuple):
+    """Steps of the collector, each with the interpreter's lock held.
+
+    Attributes:
+        steps: how many.
+        p50_ns, p99_ns, p999_ns: processor time that so many of a hundred, or a thousand, do not exceed,
+            in nanoseconds, rounded up by at most an eighth. longest_ns: exact.
+    """
+
+    steps: int
+    p50_ns: int
+    p99_ns: int
+    p999_ns: int
+    longest_ns: int
 
 
 class HeapStats(NamedTuple):
@@ -15,11 +34,15 @@ class HeapStats(NamedTuple):
         committed: of pages the kernel holds for the heap.
         pinned: of objects that live views keep where they are.
         views: live views.
-        collections: how many there were, those that a full heap asked for too.
+        collections: how many came to their end, whoever asked for them.
         marked: objects marked by them. moved: objects that changed place. copied: their bytes.
         returned: bytes of pages given back to the kernel.
-        longest: the longest collection, in seconds.
+        stayed: blocks chosen for moving that had to stay, for want of memory or for a view.
+        phase: of the collection under way: one of PHASES.
         resident: bytes with page-table entries in this process.
+        pauses: the collector's steps by cause: "allocation" that paid for one, `step()`, `collect()`, the
+            thread in the "background", and a "full" heap, which is collected in one go. What moving a
+            container's values costs its operations is not counted.
     """
 
     live: int
@@ -31,8 +54,10 @@ class HeapStats(NamedTuple):
     moved: int
     copied: int
     returned: int
-    longest: float
+    stayed: int
+    phase: str
     resident: int
+    pauses: dict[str, Pauses]
 
 
 class Census(NamedTuple):

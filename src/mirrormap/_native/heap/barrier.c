@@ -2,8 +2,8 @@
 #define _GNU_SOURCE
 #include "heap.h"
 
-#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule)
 {
@@ -11,28 +11,37 @@ size_t mm_forward_rank(const struct mm_forward *forward, size_t granule)
     return forward->before[granule / 64] + (size_t)__builtin_popcountll(forward->starts[granule / 64] & below);
 }
 
-int mm_forward_new(struct mm_block *block, struct mm_forward **made)
+struct mm_forward *mm_forward_new(const struct mm_block *block)
 {
     size_t count = 0;
     for (size_t word = 0; word < MM_BITMAP; word++)
         count += (size_t)__builtin_popcountll(block->starts[word]);
     struct mm_forward *forward = calloc(1, sizeof *forward + count * sizeof forward->to[0]);
     if (forward == NULL)
-        return ENOMEM;
+        return NULL;
     count = 0;
     for (size_t word = 0; word < MM_BITMAP; word++) {
         forward->before[word] = (uint16_t)count;
         count += (size_t)__builtin_popcountll(block->starts[word]);
     }
-    forward->starts = block->starts;
-    *made = forward;
-    return 0;
+    memcpy(forward->starts, block->starts, sizeof forward->starts);
+    return forward;
 }
 
 uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset)
 {
     const struct mm_forward *forward = heap->blocks[mm_block_at(offset)].forward;
-    return forward != NULL ? forward->to[mm_forward_rank(forward, mm_granule(offset))] : offset;
+    uint64_t to = forward != NULL ? forward->to[mm_forward_rank(forward, mm_granule(offset))] : 0;
+    return to != 0 ? to : offset;
+}
+
+/* The reference to store: of another colour than the good one while its object is about to leave. */
+static uint64_t coloured(const struct mm_heap *heap, uint64_t offset)
+{
+    if (!mm_is_leaving(&heap->blocks[mm_block_at(offset)]))
+        return offset | heap->good;
+    uint64_t colour = heap->good >> heap->shift;
+    return offset | (colour + 2) % 3 << heap->shift;
 }
 
 uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t reference)
@@ -42,12 +51,18 @@ uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t referenc
         return 0;
     offset = mm_forwarded(heap, offset);
     /* whoever stored another reference meanwhile is right */
-    atomic_compare_exchange_strong_explicit(slot, &reference, offset | heap->good, memory_order_relaxed,
+    atomic_compare_exchange_strong_explicit(slot, &reference, coloured(heap, offset), memory_order_relaxed,
                                             memory_order_relaxed);
     return offset;
 }
 
 void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset)
 {
-    atomic_store_explicit(slot, offset != 0 ? offset | heap->good : 0, memory_order_relaxed);
+    uint64_t before = mm_load(heap, slot);
+    if (before != 0) {
+        if (mm_is_marking(heap))
+            mm_shade(heap, before);    /* the marking may know no other way to it */
+        mm_dropped(heap, MM_UNLINKED);
+    }
+    atomic_store_explicit(slot, offset != 0 ? coloured(heap, offset) : 0, memory_order_relaxed);
 }

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "heap.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static void account(struct mm_heap *heap, struct mm_block *from, uint64_t nbytes)
@@ -13,19 +14,28 @@ static void account(struct mm_heap *heap, struct mm_block *from, uint64_t nbytes
     heap->counters.moved++;
 }
 
-/* Copy one object to `to`; its root is told. */
-static void move(struct mm_heap *heap, uint64_t offset, uint64_t to, uint64_t nbytes)
+/* Copy one object to where there is room; its root is told. Returns where, 0: it stays. */
+static uint64_t move(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
 {
+    struct mm_block *block = &heap->blocks[mm_block_at(offset)];
     const struct mm_object *header = mm_header_at(heap, offset);
+    size_t granule = mm_granule(offset);
+    int error;
+    uint64_t to = mm_bump(heap, (enum mm_kind)block->kind, true, nbytes, &error);
+    if (to == 0)
+        return 0;
     memcpy(heap->base + to, header, nbytes);
     if (header->root != 0)
         heap->roots[header->root].offset = to;
+    block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
+    account(heap, block, nbytes);
+    return to;
 }
 
 /* Is the lane further above its target than the blocks being filled explain? */
 static bool holds_too_much(const struct mm_heap *heap, const struct mm_lane *lane)
 {
-    return lane->held * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
+    return (lane->held - lane->promised) * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
 }
 
 static uint32_t emptiest(const struct mm_lane *lane)
@@ -38,61 +48,134 @@ static uint32_t emptiest(const struct mm_lane *lane)
 
 /* --- traced blocks, right after marking ---------------------------------------------------- */
 
-/* Room for all that lives in a block, so that moving it cannot stop half-way. */
-static bool prepare(struct mm_heap *heap, enum mm_kind kind, uint32_t nbytes)
-{
-    struct mm_lane *lane = &heap->lanes[kind - MM_OWNED];
-    uint32_t index = lane->open[1];
-    if (index != 0 && heap->blocks[index].used + nbytes > MM_BLOCK) {
-        mm_close_block(heap, index);
-        index = 0;
-    }
-    if (index == 0) {
-        index = mm_take_block(heap, kind);
-        if (index == 0)
-            return false;
-        lane->open[1] = index;
-        heap->blocks[index].open = true;
-    }
-    return mm_commit_pages(heap, index, heap->blocks[index].used + nbytes, 0) == 0;
-}
-
-static bool empty_block(struct mm_heap *heap, uint32_t index)
+/* From now on no reference of the good colour leads into this block. */
+static bool leave(struct mm_heap *heap, uint32_t index)
 {
     struct mm_block *block = &heap->blocks[index];
-    enum mm_kind kind = (enum mm_kind)block->kind;
-    struct mm_forward *forward;
-    if (!prepare(heap, kind, block->live) || mm_forward_new(block, &forward) != 0)
+    block->forward = mm_forward_new(block);
+    if (block->forward == NULL)
         return false;
     mm_unlink(heap, index);
-    size_t rank = 0;
-    for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE;
-         granule = mm_next_start(block->starts, granule + 1)) {
-        uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
-        uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
-        int error;
-        uint64_t to = mm_bump(heap, kind, true, nbytes, &error);
-        move(heap, offset, to, nbytes);
-        account(heap, block, nbytes);
-        forward->to[rank++] = to;
-    }
-    mm_punch(heap, index, block->held);
-    heap->lanes[kind - MM_OWNED].held -= mm_block_held(heap, block);
-    block->kind = MM_GONE;
-    block->forward = forward;
-    block->next = heap->gone;
-    heap->gone = index;
+    block->span = (uint32_t)mm_block_held(heap, block) - block->live;
+    heap->lanes[block->kind - MM_OWNED].promised += block->span;
+    block->linked = MM_LEAVING;
+    block->previous = heap->leaving_last;
+    if (heap->leaving_last != 0)
+        heap->blocks[heap->leaving_last].next = index;
+    else
+        heap->leaving = index;
+    heap->leaving_last = index;
     return true;
 }
 
-/* References of the old colours are looked at from now on. */
-static void turn_colour(struct mm_heap *heap)
+static void leave_no_more(struct mm_heap *heap, uint32_t index)
 {
-    uint64_t colour = heap->good >> heap->shift;
-    heap->good = (colour + 1) % 3 << heap->shift;
-    for (uint32_t index = 1; index < heap->weak_count; index++)
-        if (heap->weak[index] != 0 && heap->weak[index] % 2 == 0)
-            heap->weak[index] = mm_forwarded(heap, heap->weak[index]);
+    struct mm_block *block = &heap->blocks[index];
+    heap->lanes[block->kind - MM_OWNED].promised -= block->span;
+    block->span = 0;
+    mm_unlink(heap, index);
+}
+
+/* What has not moved stays; the table goes on to say where the rest is. */
+static void stay(struct mm_heap *heap, uint32_t index)
+{
+    struct mm_block *block = &heap->blocks[index];
+    leave_no_more(heap, index);
+    heap->counters.stayed++;
+    if (block->forward->moved == 0) {
+        free(block->forward);
+        block->forward = NULL;
+    }
+    mm_link(heap, index);
+}
+
+static void close_open(struct mm_heap *heap, struct mm_lane *lane)
+{
+    for (int which = 0; which < 2; which++) {
+        uint32_t index = lane->open[which];
+        const struct mm_block *block = &heap->blocks[index];
+        /* one without garbage goes on being filled */
+        if (index != 0 && (block->live == 0 || block->live < block->used))
+            mm_close_block(heap, index);
+    }
+}
+
+bool mm_choose(struct mm_heap *heap, struct mm_budget *budget)
+{
+    if (heap->cursor == 1)
+        for (int at = 0; at < MM_LANES; at++)
+            close_open(heap, &heap->lanes[at]);
+    heap->cursor = 2;
+    for (int at = MM_BYTES - MM_OWNED; at < MM_LANES; at++) {
+        struct mm_lane *lane = &heap->lanes[at];
+        uint32_t index;
+        while (holds_too_much(heap, lane) && (index = emptiest(lane)) != 0 && leave(heap, index))
+            if (mm_spend(budget, 4000))
+                return false;
+    }
+    /* references of the old colours are looked at from now on */
+    if (heap->leaving != 0)
+        heap->good = ((heap->good >> heap->shift) + 1) % 3 << heap->shift;
+    return true;
+}
+
+/* One object out of a leaving block. */
+static bool move_one(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
+{
+    struct mm_forward *forward = heap->blocks[mm_block_at(offset)].forward;
+    uint64_t to = move(heap, offset, nbytes);
+    if (to == 0)
+        return false;
+    forward->to[mm_forward_rank(forward, mm_granule(offset))] = to;
+    forward->moved++;
+    return true;
+}
+
+/* Everything has moved: only the table remains. */
+static void gone(struct mm_heap *heap, uint32_t index)
+{
+    struct mm_block *block = &heap->blocks[index];
+    leave_no_more(heap, index);
+    mm_punch(heap, index, block->held);
+    heap->lanes[block->kind - MM_OWNED].held -= mm_block_held(heap, block);
+    free(block->starts);
+    free(block->marks);
+    block->starts = block->marks = NULL;
+    block->kind = MM_GONE;
+}
+
+bool mm_move_out(struct mm_heap *heap, struct mm_budget *budget)
+{
+    while (heap->leaving != 0) {
+        uint32_t index = heap->leaving;
+        const struct mm_block *block = &heap->blocks[index];
+        uint64_t nbytes = 0;
+        for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE;
+             granule = mm_next_start(block->starts, granule + 1)) {
+            uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
+            nbytes = mm_object_nbytes(mm_header_at(heap, offset));
+            if (!move_one(heap, offset, nbytes)) {
+                while (heap->leaving != 0)
+                    stay(heap, heap->leaving);
+                return true;
+            }
+            if (mm_spend(budget, 30 + nbytes / 2))
+                return false;
+        }
+        gone(heap, index);
+        if (mm_spend(budget, 30000))
+            return false;
+    }
+    return true;
+}
+
+void mm_settle(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t index = mm_block_at(offset);
+    if (!mm_is_leaving(&heap->blocks[index]))
+        return;
+    if (heap->phase != MM_MOVE || !move_one(heap, offset, mm_object_nbytes(mm_header_at(heap, offset))))
+        stay(heap, index);
 }
 
 /* --- pages between what lives ---------------------------------------------------------------- */
@@ -113,51 +196,40 @@ static void punch_holes(struct mm_heap *heap, uint32_t index)
     mm_relink(heap, index);
 }
 
-static void punch_all_holes(struct mm_heap *heap)
+bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
 {
-    for (uint32_t index = 1; index < heap->count; index++) {
-        if (index % 64 == 0 && heap->taken[index / 64] == 0) {
-            index += 63;
-            continue;
-        }
+    while (heap->cursor < heap->count) {
+        uint32_t index = heap->cursor;
         const struct mm_block *block = &heap->blocks[index];
-        if (mm_is_lane(block) && block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block))
+        uint64_t about = 20;
+        if (mm_is_lane(block) && block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block)) {
             punch_holes(heap, index);
+            about = 50000;
+        }
+        heap->cursor = mm_next_block(heap, index);
+        if (mm_spend(budget, about))
+            return false;
     }
+    return true;
 }
 
 /* --- values that containers own ------------------------------------------------------------- */
 
-/* One value out of the victim; false: it stays, and the victim with it. */
-static bool move_value(struct mm_heap *heap, uint32_t index, size_t granule, uint64_t *nbytes)
-{
-    struct mm_block *block = &heap->blocks[index];
-    uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
-    *nbytes = mm_object_nbytes(mm_header_at(heap, offset));
-    int error;
-    uint64_t to = mm_bump(heap, MM_OWNED, true, *nbytes, &error);
-    if (to == 0)
-        return false;
-    move(heap, offset, to, *nbytes);
-    block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
-    account(heap, block, *nbytes);
-    return true;
-}
-
-void mm_pace(struct mm_heap *heap, uint64_t budget)
+uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
 {
     struct mm_lane *lane = &heap->lanes[0];
     uint64_t moved = 0;
-    while (moved < budget && holds_too_much(heap, lane)) {
+    while (moved < most && holds_too_much(heap, lane)) {
         uint32_t index = emptiest(lane);
         if (index == 0)
-            return;
-        struct mm_block *block = &heap->blocks[index];
-        uint64_t nbytes = 0;
-        for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE && moved < budget;
+            break;
+        const struct mm_block *block = &heap->blocks[index];
+        for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE && moved < most;
              granule = mm_next_start(block->starts, granule + 1)) {
-            if (!move_value(heap, index, granule, &nbytes))
-                return;
+            uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
+            uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
+            if (move(heap, offset, nbytes) == 0)
+                return moved;
             moved += nbytes;
         }
         if (block->live == 0)
@@ -165,49 +237,5 @@ void mm_pace(struct mm_heap *heap, uint64_t budget)
         else
             mm_relink(heap, index);    /* it is emptier than before: the next call goes on with it */
     }
-}
-
-/* --- all of it -------------------------------------------------------------------------------- */
-
-static void close_open(struct mm_heap *heap, struct mm_lane *lane)
-{
-    for (int which = 0; which < 2; which++) {
-        uint32_t index = lane->open[which];
-        const struct mm_block *block = &heap->blocks[index];
-        /* one without garbage goes on being filled */
-        if (index != 0 && (block->live == 0 || block->live < block->used))
-            mm_close_block(heap, index);
-    }
-}
-
-void mm_evacuate(struct mm_heap *heap)
-{
-    bool any = false;
-    for (int at = 0; at < MM_LANES; at++)
-        close_open(heap, &heap->lanes[at]);
-    for (int at = MM_BYTES - MM_OWNED; at < MM_LANES; at++) {
-        struct mm_lane *lane = &heap->lanes[at];
-        uint32_t index;
-        while (holds_too_much(heap, lane) && (index = emptiest(lane)) != 0 && empty_block(heap, index))
-            any = true;
-    }
-    if (any)
-        turn_colour(heap);
-    mm_pace(heap, UINT64_MAX);
-    punch_all_holes(heap);
-}
-
-int mm_collect(struct mm_heap *heap)
-{
-    int64_t start = mm_sys_now();
-    int error = mm_mark(heap);
-    if (error != 0)
-        return error;
-    mm_evacuate(heap);
-    mm_drain(heap);
-    heap->counters.collections++;
-    int64_t took = mm_sys_now() - start;
-    if (took > heap->counters.longest_ns)
-        heap->counters.longest_ns = took;
-    return 0;
+    return moved;
 }

@@ -5,15 +5,23 @@
  *
  *     FREE -> OWNED | BYTES | OBJECTS   filled from the front, its holes never reused
  *          -> RUN, RUN_BODY ...         one large value that never moves
- *     BYTES | OBJECTS -> GONE -> FREE   evacuated: no pages, but a table that says where things went,
+ *     RUN -> DYING -> FREE              its pages go back slice by slice
+ *     BYTES | OBJECTS -> leaving -> GONE -> FREE
+ *                                       evacuated: no pages, but a table that says where things went,
  *                                       until the next marking has mended every reference
  *
  * A reference inside the heap is `offset | colour << shift`; 0 is none. A reference of the good colour
- * is right as it stands; another may name a place in a GONE block and is mended when it is loaded. */
+ * is right as it stands: none leads into a block that is leaving, or to where something was. Another
+ * may, and is looked up, and mended if its object is where it will be.
+ *
+ * A collection is a row of phases, cut into steps of any length; between two steps anybody may do
+ * anything. What can be reached when ROOTS begins, and all that is made later, is marked when TRACE
+ * ends: whoever takes a root away or overwrites a reference marks what it led to. */
 #ifndef MIRRORMAP_HEAP_H
 #define MIRRORMAP_HEAP_H
 
 #include "../sys.h"
+#include "cycle.h"
 
 enum {
     MM_GRANULE = 16,                   /* objects begin at multiples of it */
@@ -22,12 +30,13 @@ enum {
     MM_BITMAP = MM_BLOCK / MM_GRANULE / 64,  /* words of a bitmap with one bit a granule */
     MM_LARGE = 1 << 16,                /* what takes more has a run of its own */
     MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
-    MM_SLICE = 4 << 20,                /* bytes of a run given back in one call */
+    MM_POOL = 64,                      /* free blocks may keep pages, one of so many that are held */
+    MM_SLICE = 1 << 20,                /* bytes of a run given back in one call */
     MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
     MM_FULL = 62,                      /* a block from this bucket on is not worth moving */
 };
 
-enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_EDGE };
+enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
 enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each */
@@ -48,33 +57,37 @@ struct mm_shape {
     uint8_t ndim;
 };
 
-/* Where the objects of a GONE block went: `to` in the order of their start bits. */
+/* Where the objects of a block went that is leaving or GONE, or had to stay half-way: `to` in the order of their start bits. */
 struct mm_forward {
-    uint64_t *starts;
+    uint64_t starts[MM_BITMAP];
     uint16_t before[MM_BITMAP];        /* start bits in the words before this one */
-    uint64_t to[];
+    uint32_t moved;
+    uint64_t to[];                     /* 0: still where it was */
 };
 
 struct mm_block {
-    uint64_t *starts, *marks;          /* a bit a granule where an object begins; marks only while marking */
-    struct mm_forward *forward;        /* GONE */
+    uint64_t *starts, *marks;          /* a bit a granule where an object begins, and where a marked one does */
+    struct mm_forward *forward;        /* or NULL */
     uint64_t held;                     /* a bit a page the kernel holds for it */
     uint32_t used;                     /* bytes filled */
     uint32_t live;                     /* bytes of objects not known to be dead; RUN: unused */
     uint32_t marked;                   /* bytes marked so far; RUN: 1 */
     uint32_t pins;                     /* pinned objects in it */
-    uint32_t span;                     /* RUN: its blocks */
-    uint32_t previous, next;           /* neighbours in a bucket or the pool */
+    uint32_t span;                     /* RUN: its blocks; leaving: bytes that its going will free */
+    uint32_t previous, next;           /* neighbours in a bucket, the pool, or among those leaving or dying */
     uint8_t kind;
-    uint8_t linked;                    /* its bucket + 1, or 0 */
+    uint8_t linked;                    /* its bucket + 1, MM_LEAVING, or 0 */
     bool open;                         /* being filled */
-    bool owned;                        /* RUN: by a container */
+    bool owned : 1;                    /* RUN: by a container */
+    bool late : 1;                     /* something in it was marked while there was no memory to remember it */
 };
+enum { MM_LEAVING = MM_BUCKETS + 1 };
 
 struct mm_lane {
     uint32_t open[2];                  /* filled by allocation, and by evacuation; 0: none */
     uint32_t buckets[MM_BUCKETS];      /* closed blocks without pins */
     uint64_t held, live;               /* bytes */
+    uint64_t promised;                 /* of what is held, freed when those that are leaving have gone */
 };
 
 enum mm_root_kind { MM_UNUSED, MM_ROOT, MM_VALUE };
@@ -86,11 +99,6 @@ struct mm_root {
     uint32_t holders;
     uint32_t exports;
     uint32_t kind;
-};
-
-struct mm_counters {
-    uint64_t collections, copied, returned, marked, moved;
-    int64_t longest_ns;
 };
 
 struct mm_heap {
@@ -113,10 +121,14 @@ struct mm_heap {
     uint32_t root_count, root_free;
     uint64_t *weak;                    /* offset of what is pointed at; 0: dead; odd: a free slot */
     uint32_t weak_count, weak_free;
-    uint64_t *stack;                   /* of marking: objects whose references are to be looked at */
-    size_t stack_count, stack_room;
-    uint32_t gone;                     /* a list of GONE blocks, through `next` */
+    uint32_t leaving, leaving_last;    /* blocks on their way out, the emptiest first */
+    uint32_t dying;                    /* runs */
+    enum mm_phase phase;
+    uint32_t cursor;                   /* how far the phase has come */
+    struct mm_marking marking;
+    struct mm_pacing pacing;
     struct mm_counters counters;
+    struct mm_pauses pauses[MM_CAUSES];
 };
 
 static inline uint32_t mm_block_at(uint64_t offset)
@@ -127,6 +139,11 @@ static inline uint32_t mm_block_at(uint64_t offset)
 static inline struct mm_object *mm_header_at(const struct mm_heap *heap, uint64_t offset)
 {
     return (struct mm_object *)(void *)(heap->base + offset);
+}
+
+static inline uint32_t mm_nrefs(const struct mm_object *header)
+{
+    return header->nrefs;
 }
 
 static inline uint64_t mm_data_nbytes(const struct mm_object *header)
@@ -148,7 +165,7 @@ static inline _Atomic uint64_t *mm_slots(struct mm_object *header)
 /* Bytes it takes, with its header. */
 static inline uint64_t mm_object_nbytes(const struct mm_object *header)
 {
-    uint64_t nbytes = mm_shape_at(header) + 8u * header->ndim + 8ull * header->nrefs;
+    uint64_t nbytes = mm_shape_at(header) + 8u * header->ndim + 8ull * mm_nrefs(header);
     return (nbytes + MM_GRANULE - 1) & ~(uint64_t)(MM_GRANULE - 1);
 }
 
@@ -167,6 +184,23 @@ static inline bool mm_is_lane(const struct mm_block *block)
     return block->kind >= MM_OWNED && block->kind <= MM_OBJECTS;
 }
 
+static inline bool mm_is_leaving(const struct mm_block *block)
+{
+    return block->linked == MM_LEAVING;
+}
+
+/* Between two steps of marking. */
+static inline bool mm_is_marking(const struct mm_heap *heap)
+{
+    return heap->phase == MM_ROOTS || heap->phase == MM_TRACE;
+}
+
+/* Is what is made in this block now marked from the start? */
+static inline bool mm_is_born_marked(const struct mm_heap *heap, uint32_t index)
+{
+    return heap->phase >= MM_ROOTS && heap->phase <= MM_SWEEP && (heap->phase != MM_SWEEP || index >= heap->cursor);
+}
+
 /* space.c: blocks and their pages. 0 or an errno; nothing has changed then. */
 int mm_heap_open(struct mm_heap *heap);
 void mm_heap_close(struct mm_heap *heap);
@@ -176,10 +210,15 @@ int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t
 uint32_t mm_take_block(struct mm_heap *heap, enum mm_kind kind);
 void mm_free_block(struct mm_heap *heap, uint32_t index);
 uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, int *error);
+/* Nobody can reach it any more; its pages go when it is reaped. */
 void mm_free_run(struct mm_heap *heap, uint32_t index);
+/* Give back pages of dying runs. True: there are none left. */
+bool mm_reap(struct mm_heap *heap, struct mm_budget *budget);
 /* Give back the pages of `pages` that the block holds; those that the kernel will not take stay. */
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
-/* Give back what the pool holds. */
+/* Give back the pages of a block in the pool. False: it is empty. */
+bool mm_drain_one(struct mm_heap *heap);
+/* Give back what the pool and dying runs hold. */
 void mm_drain(struct mm_heap *heap);
 uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block);
 /* The pages that hold [start, end) of a block. */
@@ -208,14 +247,16 @@ void mm_forget(struct mm_heap *heap, uint32_t root);
 void mm_pin(struct mm_heap *heap, uint32_t root);
 void mm_unpin(struct mm_heap *heap, uint32_t root);
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);
+/* What it points at, 0: that is dead. */
+uint64_t mm_weak_get(struct mm_heap *heap, uint32_t index);
 void mm_weak_drop(struct mm_heap *heap, uint32_t index);
 
 /* barrier.c: references inside the heap. */
 uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t reference);
 void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset);
-/* Where an object of a GONE block is now. */
+/* Where the object is now that was here. */
 uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
-int mm_forward_new(struct mm_block *block, struct mm_forward **made);
+struct mm_forward *mm_forward_new(const struct mm_block *block);      /* NULL: no memory */
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
 
 /* The offset a reference slot names now: the load barrier. */
@@ -227,15 +268,51 @@ static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
     return mm_mend(heap, slot, reference);
 }
 
-/* mark.c, evacuate.c, collect.c */
-int mm_mark(struct mm_heap *heap);
+/* mark.c: phases return whether they have come to their end. */
+void mm_shade(struct mm_heap *heap, uint64_t offset);                 /* it is alive */
+bool mm_is_marked(const struct mm_heap *heap, uint64_t offset);
+bool mm_mark_roots(struct mm_heap *heap, struct mm_budget *budget);
+bool mm_trace(struct mm_heap *heap, struct mm_budget *budget);
+bool mm_clear_weak(struct mm_heap *heap, struct mm_budget *budget);
+bool mm_sweep(struct mm_heap *heap, struct mm_budget *budget);
 /* The next object of a block from granule `from` on, or MM_BLOCK / MM_GRANULE. */
 size_t mm_next_start(const uint64_t *starts, size_t from);
-void mm_evacuate(struct mm_heap *heap);
-/* Move values that containers own while that lane holds too much, at most `budget` bytes. */
-void mm_pace(struct mm_heap *heap, uint64_t budget);
-/* Mark, evacuate, give back. ENOMEM: nothing was collected. */
-int mm_collect(struct mm_heap *heap);
+/* From one block that is in use to the next, or `count`. */
+uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index);
+
+/* evacuate.c */
+bool mm_choose(struct mm_heap *heap, struct mm_budget *budget);
+bool mm_move_out(struct mm_heap *heap, struct mm_budget *budget);
+/* An object is to be pinned: take it out of its leaving block, or let the block stay. */
+void mm_settle(struct mm_heap *heap, uint64_t offset);
+bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget);
+/* Move values that containers own while that lane holds too much, at most `most` bytes. Returns how many. */
+uint64_t mm_pace(struct mm_heap *heap, uint64_t most);
+
+/* cycle.c */
+void mm_begin(struct mm_heap *heap);
+/* Go on with what is under way, for `ns` nanoseconds (0: as little as can be). True: there is more to do. */
+bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns);
+/* All of a collection that begins now. */
+void mm_collect(struct mm_heap *heap, enum mm_cause cause);
+
+/* pacing.c */
+/* So many bytes lost a holder, and may be garbage. */
+void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
+/* A container's value of so many bytes was removed: the others close up. */
+void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
+/* Has so much died that a collection is due? */
+bool mm_is_due(struct mm_heap *heap);
+/* So many bytes will be allocated: work that is paid for by that. */
+void mm_pay(struct mm_heap *heap, uint64_t nbytes);
+/* What a thread does that looks after the heap: a step, if there is reason. Returns the milliseconds until it
+ * should come again, or -1: when the bell rings. */
+int64_t mm_tend(struct mm_heap *heap, int64_t ns);
+void mm_ring(struct mm_heap *heap);
+uint64_t mm_live(const struct mm_heap *heap);
+void mm_note_pause(struct mm_pauses *pauses, int64_t ns);
+/* Nanoseconds that `thousandths` of the pauses do not exceed. */
+int64_t mm_pause_at(const struct mm_pauses *pauses, unsigned thousandths);
 
 /* verify.c: a trace of its own. NULL: all is well; else what is not, at `where`. */
 struct mm_census { uint64_t objects, references, bytes; };

@@ -40,10 +40,14 @@ void mm_unlink(struct mm_heap *heap, uint32_t index)
         return;
     if (block->previous != 0)
         heap->blocks[block->previous].next = block->next;
+    else if (mm_is_leaving(block))
+        heap->leaving = block->next;
     else
         lane_of(heap, block)->buckets[block->linked - 1] = block->next;
     if (block->next != 0)
         heap->blocks[block->next].previous = block->previous;
+    else if (mm_is_leaving(block))
+        heap->leaving_last = block->previous;
     block->linked = 0;
     block->previous = block->next = 0;
 }
@@ -94,6 +98,10 @@ uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint6
     block->used += (uint32_t)nbytes;
     block->live += (uint32_t)nbytes;
     lane->live += nbytes;
+    if (block->marks != NULL && mm_is_born_marked(heap, index)) {
+        block->marks[granule / 64] |= (uint64_t)1 << (granule % 64);
+        block->marked += (uint32_t)nbytes;
+    }
     return offset;
 }
 
@@ -110,6 +118,7 @@ uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *sh
         if (index == 0)
             return 0;
         heap->blocks[index].owned = owned;
+        heap->blocks[index].marked = mm_is_born_marked(heap, index);
         heap->runs_live += nbytes;
     } else {
         enum mm_kind kind = owned ? MM_OWNED : shape->nrefs != 0 ? MM_OBJECTS : MM_BYTES;
@@ -131,6 +140,10 @@ void mm_release(struct mm_heap *heap, uint64_t offset)
     if (block->kind == MM_RUN) {
         heap->runs_live -= nbytes;
         mm_free_run(heap, index);
+        if (heap->pacing.mode == MM_MANUAL)
+            mm_reap(heap, &(struct mm_budget){.deadline = INT64_MAX});
+        else
+            mm_ring(heap);
         return;
     }
     size_t granule = mm_granule(offset);

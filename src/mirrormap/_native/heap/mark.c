@@ -1,9 +1,11 @@
-/* Which objects can be reached: a bit each, with a stack of those whose references are still to be seen. */
+/* Which objects can be reached: a bit each, with a stack of those that nobody has looked into. */
 #define _GNU_SOURCE
 #include "heap.h"
 
-#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+
+enum { PIECE = 256, PER_OBJECT_NS = 12, PER_REFERENCE_NS = 6 };
 
 size_t mm_next_start(const uint64_t *starts, size_t from)
 {
@@ -17,108 +19,209 @@ size_t mm_next_start(const uint64_t *starts, size_t from)
     return MM_BLOCK / MM_GRANULE;
 }
 
-static int push(struct mm_heap *heap, uint64_t offset)
+uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index)
 {
-    if (heap->stack_count == heap->stack_room) {
-        size_t room = heap->stack_room != 0 ? 2 * heap->stack_room : 1024;
-        uint64_t *longer = realloc(heap->stack, room * sizeof *longer);
-        if (longer == NULL)
-            return ENOMEM;
-        heap->stack = longer;
-        heap->stack_room = room;
+    for (index++; index < heap->count; index = (index / 64 + 1) * 64) {
+        uint64_t bits = heap->taken[index / 64] & ~(((uint64_t)1 << (index % 64)) - 1);
+        if (bits != 0)
+            return index / 64 * 64 + (uint32_t)__builtin_ctzll(bits);
     }
-    heap->stack[heap->stack_count++] = offset;
-    return 0;
+    return heap->count;
 }
 
-/* Mark one object; the first time, its references wait on the stack. */
-static int reach(struct mm_heap *heap, uint64_t offset)
+/* --- the stack --------------------------------------------------------------------------------- */
+
+static bool push(struct mm_marking *marking, uint64_t offset)
 {
-    struct mm_block *block = &heap->blocks[mm_block_at(offset)];
-    if (block->kind == MM_RUN) {
-        if (block->marked != 0)
-            return 0;
-        block->marked = 1;
-    } else {
-        size_t granule = mm_granule(offset);
-        uint64_t bit = (uint64_t)1 << (granule % 64), *word = &block->marks[granule / 64];
-        if ((*word & bit) != 0)
-            return 0;
-        *word |= bit;
+    struct mm_chunk *top = marking->top;
+    if (top->count == MM_CHUNK) {
+        struct mm_chunk *more = marking->spare != NULL ? marking->spare : malloc(sizeof *more);
+        if (more == NULL)
+            return false;
+        marking->spare = NULL;
+        more->below = top;
+        more->count = 0;
+        marking->top = top = more;
     }
-    const struct mm_object *header = mm_header_at(heap, offset);
-    if (block->kind != MM_RUN)
-        block->marked += (uint32_t)mm_object_nbytes(header);
-    heap->counters.marked++;
-    return header->nrefs != 0 ? push(heap, offset) : 0;
+    top->offsets[top->count++] = offset;
+    return true;
 }
 
-static int trace(struct mm_heap *heap)
+/* One off the stack, or 0. */
+static uint64_t pop(struct mm_marking *marking)
 {
-    while (heap->stack_count != 0) {
-        struct mm_object *header = mm_header_at(heap, heap->stack[--heap->stack_count]);
-        _Atomic uint64_t *slots = mm_slots(header);
-        for (uint32_t index = 0; index < header->nrefs; index++) {
-            uint64_t offset = mm_load(heap, &slots[index]);
-            int error = offset != 0 ? reach(heap, offset) : 0;
-            if (error != 0)
-                return error;
-        }
+    struct mm_chunk *top = marking->top;
+    if (top->count == 0 && top->below != NULL) {
+        marking->top = top->below;
+        free(marking->spare);
+        marking->spare = top;
+        top = marking->top;
     }
-    return 0;
+    return top->count != 0 ? top->offsets[--top->count] : 0;
 }
+
+/* The next object to look into, or 0: one that was asked of memory a while ago. */
+static uint64_t next(struct mm_heap *heap)
+{
+    struct mm_marking *marking = &heap->marking;
+    uint64_t offset;
+    while (marking->count < MM_AHEAD_OF && (offset = pop(marking)) != 0) {
+        __builtin_prefetch(heap->base + offset);
+        marking->ahead[(marking->first + marking->count++) % MM_AHEAD_OF] = offset;
+    }
+    if (marking->count == 0)
+        return 0;
+    offset = marking->ahead[marking->first];
+    marking->first = (marking->first + 1) % MM_AHEAD_OF;
+    marking->count--;
+    return offset;
+}
+
+/* --- marking ------------------------------------------------------------------------------------- */
 
 static bool is_traced(const struct mm_block *block)
 {
     return block->kind == MM_BYTES || block->kind == MM_OBJECTS;
 }
 
-static void clear_marks(struct mm_heap *heap)
+void mm_shade(struct mm_heap *heap, uint64_t offset)
 {
-    for (uint32_t index = 0; index < heap->count; index += 64)
-        for (uint64_t left = heap->taken[index / 64]; left != 0; left &= left - 1) {
-            struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
-            free(block->marks);
-            block->marks = NULL;
-            block->marked = 0;
-        }
-    free(heap->stack);
-    heap->stack = NULL;
-    heap->stack_count = heap->stack_room = 0;
+    struct mm_block *block = &heap->blocks[mm_block_at(offset)];
+    if (block->kind == MM_RUN) {
+        if (block->marked != 0)
+            return;
+        block->marked = 1;
+    } else {
+        size_t granule = mm_granule(offset);
+        uint64_t bit = (uint64_t)1 << (granule % 64), *word = &block->marks[granule / 64];
+        if ((*word & bit) != 0)
+            return;
+        *word |= bit;
+    }
+    if (!push(&heap->marking, offset))
+        block->late = heap->marking.late = true;
 }
 
-static int begin(struct mm_heap *heap)
-{
-    for (uint32_t index = 0; index < heap->count; index += 64)
-        for (uint64_t left = heap->taken[index / 64]; left != 0; left &= left - 1) {
-            struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
-            if (is_traced(block) && (block->marks = calloc(MM_BITMAP, sizeof *block->marks)) == NULL)
-                return ENOMEM;
-        }
-    return 0;
-}
-
-static bool is_marked(const struct mm_heap *heap, uint64_t offset)
+bool mm_is_marked(const struct mm_heap *heap, uint64_t offset)
 {
     const struct mm_block *block = &heap->blocks[mm_block_at(offset)];
     return block->kind == MM_RUN ? block->marked != 0 : mm_bit(block->marks, mm_granule(offset));
 }
 
-static void clear_weak(struct mm_heap *heap)
+static void look_into(struct mm_heap *heap, struct mm_object *header, uint32_t from, uint32_t to)
 {
-    for (uint32_t index = 1; index < heap->weak_count; index++) {
-        uint64_t offset = heap->weak[index];
-        if (offset != 0 && offset % 2 == 0 && !is_marked(heap, offset))
-            heap->weak[index] = 0;
+    _Atomic uint64_t *slots = mm_slots(header);
+    for (uint32_t index = from; index < to; index++) {
+        uint64_t offset = mm_load(heap, &slots[index]);
+        if (offset != 0)
+            mm_shade(heap, offset);
     }
 }
+
+/* Look into what was marked without being remembered, a block of it: its stack is empty now. */
+static bool look_again(struct mm_heap *heap)
+{
+    uint32_t index = 0;
+    do {
+        index = mm_next_block(heap, index);
+    } while (index < heap->count && !heap->blocks[index].late);
+    heap->marking.late = index < heap->count;
+    if (index == heap->count)
+        return false;
+    struct mm_block *block = &heap->blocks[index];
+    uint64_t first = (uint64_t)index << MM_BLOCK_SHIFT;
+    block->late = false;
+    if (block->kind == MM_RUN) {
+        look_into(heap, mm_header_at(heap, first), 0, mm_nrefs(mm_header_at(heap, first)));
+        return true;
+    }
+    block->marked = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t granule = mm_next_start(block->marks, 0); granule < MM_BLOCK / MM_GRANULE;
+             granule = mm_next_start(block->marks, granule + 1)) {
+            struct mm_object *header = mm_header_at(heap, first + granule * MM_GRANULE);
+            if (pass == 0)
+                block->marked += (uint32_t)mm_object_nbytes(header);
+            else
+                look_into(heap, header, 0, mm_nrefs(header));
+        }
+    }
+    return true;
+}
+
+bool mm_mark_roots(struct mm_heap *heap, struct mm_budget *budget)
+{
+    while (heap->cursor < heap->marking.limit) {
+        const struct mm_root *root = &heap->roots[heap->cursor++];
+        if (root->kind == MM_ROOT)
+            mm_shade(heap, root->offset);
+        if (mm_spend(budget, PER_REFERENCE_NS))
+            return false;
+    }
+    return true;
+}
+
+/* Look into one object, or a piece of it. Returns how many references were looked at. */
+static uint32_t trace_one(struct mm_heap *heap, uint64_t offset, uint32_t from)
+{
+    struct mm_block *block = &heap->blocks[mm_block_at(offset)];
+    struct mm_object *header = mm_header_at(heap, offset);
+    uint32_t nrefs = mm_nrefs(header), to = nrefs - from > PIECE ? from + PIECE : nrefs;
+    if (from == 0) {
+        heap->counters.marked++;
+        if (block->kind != MM_RUN)
+            block->marked += (uint32_t)mm_object_nbytes(header);
+    }
+    heap->marking.wide = to < nrefs ? offset : 0;
+    heap->marking.at = to;
+    look_into(heap, header, from, to);
+    return to - from;
+}
+
+bool mm_trace(struct mm_heap *heap, struct mm_budget *budget)
+{
+    struct mm_marking *marking = &heap->marking;
+    for (;;) {
+        uint64_t offset = marking->wide;
+        uint32_t from = offset != 0 ? marking->at : 0;
+        if (offset == 0)
+            offset = next(heap);
+        if (offset != 0) {
+            if (mm_spend(budget, PER_OBJECT_NS + PER_REFERENCE_NS * (uint64_t)trace_one(heap, offset, from)))
+                return false;
+        } else if (!marking->late || !look_again(heap)) {
+            return true;
+        } else if (mm_spend(budget, MM_BLOCK / MM_GRANULE * PER_OBJECT_NS)) {
+            return false;
+        }
+    }
+}
+
+bool mm_clear_weak(struct mm_heap *heap, struct mm_budget *budget)
+{
+    while (heap->cursor < heap->weak_count) {
+        uint64_t *weak = &heap->weak[heap->cursor++];
+        if (*weak != 0 && *weak % 2 == 0) {
+            *weak = mm_forwarded(heap, *weak);
+            if (!mm_is_marked(heap, *weak))
+                *weak = 0;
+        }
+        if (mm_spend(budget, PER_OBJECT_NS))
+            return false;
+    }
+    return true;
+}
+
+/* --- what was not marked -------------------------------------------------------------------------- */
 
 static void sweep_block(struct mm_heap *heap, uint32_t index)
 {
     struct mm_block *block = &heap->blocks[index];
-    free(block->starts);
-    block->starts = block->marks;
-    block->marks = NULL;
+    uint64_t *marks = block->marks;
+    block->marks = block->starts;
+    block->starts = marks;
+    memset(block->marks, 0, MM_BITMAP * sizeof *marks);
+    heap->pacing.found += block->live - block->marked;
     heap->lanes[block->kind - MM_OWNED].live -= block->live - block->marked;
     block->live = block->marked;
     block->marked = 0;
@@ -130,56 +233,36 @@ static void sweep_block(struct mm_heap *heap, uint32_t index)
         mm_relink(heap, index);
 }
 
-static void sweep(struct mm_heap *heap)
+static void sweep_run(struct mm_heap *heap, uint32_t index)
 {
-    for (uint32_t index = 1; index < heap->count; index++) {
-        if (index % 64 == 0 && heap->taken[index / 64] == 0) {
-            index += 63;
-            continue;
-        }
-        struct mm_block *block = &heap->blocks[index];
-        if (is_traced(block)) {
-            sweep_block(heap, index);
-        } else if (block->kind == MM_RUN && !block->owned && block->marked == 0) {
-            heap->runs_live -= mm_object_nbytes(mm_header_at(heap, (uint64_t)index << MM_BLOCK_SHIFT));
-            mm_free_run(heap, index);
-        } else if (block->kind == MM_RUN) {
-            block->marked = 0;
-        }
+    struct mm_block *block = &heap->blocks[index];
+    if (!block->owned && block->marked == 0) {
+        uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, (uint64_t)index << MM_BLOCK_SHIFT));
+        heap->pacing.found += nbytes;
+        heap->runs_live -= nbytes;
+        mm_free_run(heap, index);
+    } else {
+        block->marked = 0;
     }
 }
 
-/* Every reference to a live object has been mended: nobody asks any more where things went. */
-static void drop_forwarding(struct mm_heap *heap)
+bool mm_sweep(struct mm_heap *heap, struct mm_budget *budget)
 {
-    while (heap->gone != 0) {
-        uint32_t index = heap->gone;
+    while (heap->cursor < heap->count) {
+        uint32_t index = heap->cursor;
         struct mm_block *block = &heap->blocks[index];
-        heap->gone = block->next;
-        block->next = 0;
+        /* every reference to a live object has been mended: nobody asks any more where things went */
         free(block->forward);
         block->forward = NULL;
-        mm_free_block(heap, index);
+        if (is_traced(block))
+            sweep_block(heap, index);
+        else if (block->kind == MM_RUN)
+            sweep_run(heap, index);
+        else if (block->kind == MM_GONE)
+            mm_free_block(heap, index);
+        heap->cursor = mm_next_block(heap, index);
+        if (mm_spend(budget, 1000))
+            return false;
     }
-}
-
-int mm_mark(struct mm_heap *heap)
-{
-    uint64_t marked = heap->counters.marked;
-    int error = begin(heap);
-    for (uint32_t root = 1; error == 0 && root < heap->root_count; root++)
-        if (heap->roots[root].kind == MM_ROOT)
-            error = reach(heap, heap->roots[root].offset);
-    if (error == 0)
-        error = trace(heap);
-    if (error != 0) {
-        clear_marks(heap);
-        heap->counters.marked = marked;
-        return error;
-    }
-    clear_weak(heap);
-    sweep(heap);
-    drop_forwarding(heap);
-    clear_marks(heap);
-    return 0;
+    return true;
 }

@@ -47,8 +47,14 @@ uint32_t mm_hold(struct mm_heap *heap, uint64_t offset)
 
 void mm_drop(struct mm_heap *heap, uint32_t root)
 {
-    if (--heap->roots[root].holders == 0)
-        free_root(heap, root);
+    struct mm_root *slot = &heap->roots[root];
+    if (--slot->holders != 0)
+        return;
+    /* the marking has not come to it yet: it was a way in when that began */
+    if (heap->phase == MM_ROOTS && root >= heap->cursor && root < heap->marking.limit)
+        mm_shade(heap, slot->offset);
+    mm_dropped(heap, mm_object_nbytes(mm_header_at(heap, slot->offset)));
+    free_root(heap, root);
 }
 
 uint32_t mm_keep(struct mm_heap *heap, uint64_t offset)
@@ -82,6 +88,7 @@ void mm_pin(struct mm_heap *heap, uint32_t root)
     heap->exports++;
     if (slot->exports++ != 0)
         return;
+    mm_settle(heap, slot->offset);
     uint32_t index = mm_block_at(slot->offset);
     heap->pinned += mm_object_nbytes(mm_header_at(heap, slot->offset));
     if (heap->blocks[index].pins++ == 0)
@@ -120,6 +127,19 @@ uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset)
     }
     heap->weak[index] = offset;
     return index;
+}
+
+uint64_t mm_weak_get(struct mm_heap *heap, uint32_t index)
+{
+    uint64_t offset = heap->weak[index];
+    if (offset == 0)
+        return 0;
+    offset = mm_forwarded(heap, offset);
+    if (mm_is_marking(heap))
+        mm_shade(heap, offset);        /* there may have been no other way to it */
+    else if (heap->phase == MM_WEAK && !mm_is_marked(heap, offset))
+        offset = heap->weak[index] = 0;
+    return offset;
 }
 
 void mm_weak_drop(struct mm_heap *heap, uint32_t index)

@@ -56,7 +56,8 @@ int mm_heap_open(struct mm_heap *heap)
     heap->taken = calloc(heap->count / 64 + 1, sizeof *heap->taken);
     heap->roots = calloc(64, sizeof *heap->roots);
     heap->weak = calloc(16, sizeof *heap->weak);
-    if (heap->blocks == NULL || heap->taken == NULL || heap->roots == NULL || heap->weak == NULL) {
+    heap->marking.top = calloc(1, sizeof *heap->marking.top);
+    if (heap->blocks == NULL || heap->taken == NULL || heap->roots == NULL || heap->weak == NULL || heap->marking.top == NULL) {
         mm_heap_close(heap);
         return ENOMEM;
     }
@@ -65,6 +66,8 @@ int mm_heap_open(struct mm_heap *heap)
     heap->blocks[0].kind = MM_EDGE;
     heap->taken[0] = 1;
     heap->hint = 1;
+    heap->pacing.yield = 1;
+    heap->pacing.trigger = 1;
     return 0;
 }
 
@@ -74,14 +77,20 @@ void mm_heap_close(struct mm_heap *heap)
         for (uint64_t left = heap->taken != NULL ? heap->taken[index / 64] : 0; left != 0; left &= left - 1) {
             struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
             free(block->starts);
+            free(block->marks);
             free(block->forward);
         }
     }
+    for (struct mm_chunk *chunk = heap->marking.top; chunk != NULL;) {
+        struct mm_chunk *below = chunk->below;
+        free(chunk);
+        chunk = below;
+    }
+    free(heap->marking.spare);
     free(heap->blocks);
     free(heap->taken);
     free(heap->roots);
     free(heap->weak);
-    free(heap->stack);
     *heap = (struct mm_heap){0};
 }
 
@@ -207,6 +216,7 @@ static void retire(struct mm_heap *heap, uint32_t index, bool keep)
     if (mm_is_lane(block))
         heap->lanes[block->kind - MM_OWNED].held -= nbytes;
     free(block->starts);
+    free(block->marks);
     *block = (struct mm_block){.held = held};
     if (held != 0)
         to_pool(heap, index);
@@ -218,29 +228,41 @@ void mm_free_block(struct mm_heap *heap, uint32_t index)
 {
     mm_unlink(heap, index);
     /* some pages at hand save the kernel from clearing others */
-    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / 64 && heap->blocks[index].kind != MM_GONE;
+    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / MM_POOL && heap->blocks[index].kind != MM_GONE;
     retire(heap, index, keep);
+}
+
+bool mm_drain_one(struct mm_heap *heap)
+{
+    if (heap->pool == 0)
+        return false;
+    retire(heap, from_pool(heap), false);
+    return true;
 }
 
 void mm_drain(struct mm_heap *heap)
 {
+    struct mm_budget all = {.deadline = INT64_MAX};
+    mm_reap(heap, &all);
     for (uint32_t left = heap->pooled; left > 0; left--)
-        retire(heap, from_pool(heap), false);
+        mm_drain_one(heap);
 }
 
 uint32_t mm_take_block(struct mm_heap *heap, enum mm_kind kind)
 {
     uint64_t *starts = calloc(MM_BITMAP, sizeof *starts);
-    if (starts == NULL)
-        return 0;
-    uint32_t index = heap->pool != 0 ? from_pool(heap) : find_free(heap, 1);
+    uint64_t *marks = kind == MM_OWNED ? NULL : calloc(MM_BITMAP, sizeof *marks);
+    uint32_t index = 0;
+    if (starts != NULL && (marks != NULL || kind == MM_OWNED))
+        index = heap->pool != 0 ? from_pool(heap) : find_free(heap, 1);
     if (index == 0) {
         free(starts);
+        free(marks);
         return 0;
     }
     struct mm_block *block = &heap->blocks[index];
     uint64_t held = block->held;
-    *block = (struct mm_block){.starts = starts, .held = held, .kind = (uint8_t)kind};
+    *block = (struct mm_block){.starts = starts, .marks = marks, .held = held, .kind = (uint8_t)kind};
     heap->lanes[kind - MM_OWNED].held += mm_block_held(heap, block);
     set_taken(heap, index, true);
     return index;
@@ -289,17 +311,36 @@ uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, in
 
 void mm_free_run(struct mm_heap *heap, uint32_t index)
 {
-    uint32_t span = heap->blocks[index].span;
-    for (uint32_t at = 0; at < span; at += MM_SLICE >> MM_BLOCK_SHIFT) {
-        uint32_t left = span - at, count = left < MM_SLICE >> MM_BLOCK_SHIFT ? left : MM_SLICE >> MM_BLOCK_SHIFT;
-        uint64_t start = (uint64_t)(index + at) << MM_BLOCK_SHIFT;
-        bool punched = allocate(heap, FALLOC_FL_PUNCH_HOLE, start, (uint64_t)count << MM_BLOCK_SHIFT) == 0;
-        for (uint32_t body = index + at; body < index + at + count; body++) {
-            if (punched) {
-                heap->counters.returned += mm_block_held(heap, &heap->blocks[body]);
-                set_held(heap, &heap->blocks[body], 0);
-            }
-            retire(heap, body, true);
+    heap->blocks[index].kind = MM_DYING;
+    heap->blocks[index].next = heap->dying;
+    heap->dying = index;
+}
+
+/* The last slice of a dying run; its pages at hand wait in the pool if the kernel will not take them. */
+static void reap_slice(struct mm_heap *heap, uint32_t first, uint32_t count)
+{
+    uint64_t start = (uint64_t)first << MM_BLOCK_SHIFT;
+    bool punched = allocate(heap, FALLOC_FL_PUNCH_HOLE, start, (uint64_t)count << MM_BLOCK_SHIFT) == 0;
+    for (uint32_t body = first; body < first + count; body++) {
+        if (punched) {
+            heap->counters.returned += mm_block_held(heap, &heap->blocks[body]);
+            set_held(heap, &heap->blocks[body], 0);
         }
+        retire(heap, body, true);
     }
+}
+
+bool mm_reap(struct mm_heap *heap, struct mm_budget *budget)
+{
+    while (heap->dying != 0) {
+        uint32_t index = heap->dying, left = heap->blocks[index].span;
+        uint32_t count = left < MM_SLICE >> MM_BLOCK_SHIFT ? left : MM_SLICE >> MM_BLOCK_SHIFT;
+        heap->blocks[index].span = left - count;
+        if (left == count)
+            heap->dying = heap->blocks[index].next;
+        reap_slice(heap, index + left - count, count);
+        if (mm_spend(budget, 100000))
+            return false;
+    }
+    return true;
 }

@@ -44,10 +44,29 @@ static const char *check_object(const struct mm_heap *heap, uint64_t offset)
     return NULL;
 }
 
+/* Has it moved away, or is it about to? Before the colour turns, references may still lead there. */
+static bool is_stale(const struct mm_heap *heap, uint64_t offset)
+{
+    return mm_forwarded(heap, offset) != offset
+           || (heap->phase == MM_MOVE && mm_is_leaving(&heap->blocks[mm_block_at(offset)]));
+}
+
+/* When marking has ended, everything alive is marked, until its block is swept. */
+static bool is_missed(const struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t index = mm_block_at(offset);
+    const struct mm_block *block = &heap->blocks[index];
+    if (block->kind == MM_OWNED || block->owned)
+        return false;
+    return (heap->phase == MM_WEAK || (heap->phase == MM_SWEEP && index >= heap->cursor)) && !mm_is_marked(heap, offset);
+}
+
 static const char *visit(struct walk *walk, uint64_t offset)
 {
     const char *wrong = check_object(walk->heap, offset);
     walk->where = offset;
+    if (wrong == NULL && is_missed(walk->heap, offset))
+        wrong = "an object that can be reached was not marked";
     if (wrong != NULL)
         return wrong;
     uint64_t **map = &walk->seen[mm_block_at(offset)];
@@ -85,10 +104,10 @@ static const char *follow(struct walk *walk)
             walk->census->references++;
             uint64_t colour = reference >> heap->shift, offset = reference - (colour << heap->shift);
             walk->where = offset;
-            if (colour > 2)
-                wrong = "a reference has no colour";
-            else if (colour << heap->shift == heap->good && heap->blocks[mm_block_at(offset)].forward != NULL)
-                wrong = "a reference of the good colour leads to where something was";
+            if (colour > 2 || mm_block_at(offset) >= heap->count)
+                wrong = "a reference leads out of the heap";
+            else if (colour << heap->shift == heap->good && is_stale(heap, offset))
+                wrong = "a reference of the good colour leads to where something was, or will not be";
             else
                 wrong = visit(walk, mm_forwarded(heap, offset));
         }
@@ -114,7 +133,7 @@ static const char *check_roots(struct walk *walk)
     }
     for (uint32_t index = 1; wrong == NULL && index < heap->weak_count; index++)
         if (heap->weak[index] != 0 && heap->weak[index] % 2 == 0)
-            wrong = check_object(heap, heap->weak[index]);
+            wrong = check_object(heap, mm_forwarded(heap, heap->weak[index]));
     if (wrong == NULL && (pinned != heap->pinned || exports != heap->exports))
         wrong = "views were miscounted";
     return wrong;
@@ -123,7 +142,7 @@ static const char *check_roots(struct walk *walk)
 /* One block's own books. */
 static const char *check_block(const struct mm_heap *heap, const struct mm_block *block, const uint64_t *seen)
 {
-    uint64_t live = 0;
+    uint64_t live = 0, marked = 0;
     if (block->kind == MM_GONE)
         return block->forward != NULL && block->live == 0 ? NULL : "an evacuated block has no forwarding table";
     if (!mm_is_lane(block))
@@ -132,11 +151,15 @@ static const char *check_block(const struct mm_heap *heap, const struct mm_block
          granule = mm_next_start(block->starts, granule + 1)) {
         uint64_t offset = ((uint64_t)(block - heap->blocks) << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
         live += mm_object_nbytes(mm_header_at(heap, offset));
+        if (block->marks != NULL && mm_bit(block->marks, granule))
+            marked += mm_object_nbytes(mm_header_at(heap, offset));
         if (block->kind == MM_OWNED && (seen == NULL || !mm_bit(seen, granule)))
             return "a value belongs to no container";
     }
     if (live != block->live)
         return "a block's live bytes were miscounted";
+    if (!mm_is_marking(heap) && block->marked != marked)
+        return "a block's marked bytes were miscounted";
     if (block->linked == 0 && !block->open && block->pins == 0)
         return "a block is in no bucket";
     return NULL;

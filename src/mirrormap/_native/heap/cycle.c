@@ -1,0 +1,101 @@
+/* A collection as a row of phases, each cut into steps. */
+#define _GNU_SOURCE
+#include "heap.h"
+
+bool mm_spend_slowly(struct mm_budget *budget)
+{
+    budget->unasked = 4000;
+    if (budget->deadline != INT64_MAX && mm_sys_now() >= budget->deadline)
+        budget->over = true;
+    return budget->over;
+}
+
+static bool move_values(struct mm_heap *heap, struct mm_budget *budget)
+{
+    uint64_t moved;
+    while ((moved = mm_pace(heap, 1 << 15)) != 0)
+        if (mm_spend(budget, moved / 2))
+            return false;
+    return true;
+}
+
+static bool drain(struct mm_heap *heap, struct mm_budget *budget)
+{
+    while (mm_drain_one(heap))
+        if (mm_spend(budget, 30000))
+            return false;
+    return true;
+}
+
+static bool (*const phases[])(struct mm_heap *, struct mm_budget *) = {
+    [MM_ROOTS] = mm_mark_roots, [MM_TRACE] = mm_trace, [MM_WEAK] = mm_clear_weak, [MM_SWEEP] = mm_sweep,
+    [MM_CHOOSE] = mm_choose, [MM_MOVE] = mm_move_out, [MM_VALUES] = move_values, [MM_PUNCH] = mm_punch_holes,
+    [MM_DRAIN] = drain,
+};
+
+void mm_begin(struct mm_heap *heap)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    heap->phase = MM_ROOTS;
+    heap->cursor = 1;
+    heap->marking.limit = heap->root_count;
+    pacing->counted = pacing->dropped;
+    pacing->dropped = pacing->found = 0;
+    pacing->cycle_ns = 0;
+}
+
+/* What was found beside what had been counted: half of what is expected next time. */
+static void learn(struct mm_pacing *pacing)
+{
+    double found = (double)pacing->found, counted = (double)pacing->counted;
+    if (counted < MM_BLOCK && found < MM_BLOCK)
+        return;
+    double yield = counted > 0 ? (pacing->yield + found / counted) / 2 : pacing->yield * 2;
+    /* it must stay possible that what was built once and lived turns out to be garbage the next time */
+    pacing->yield = yield < 0.2 ? 0.2 : yield > 64 ? 64 : yield;
+}
+
+static void next_phase(struct mm_heap *heap)
+{
+    if (heap->phase == MM_SWEEP)
+        learn(&heap->pacing);
+    heap->cursor = 1;
+    if (++heap->phase != MM_PHASES)
+        return;
+    heap->phase = MM_IDLE;
+    heap->counters.collections++;
+    heap->pacing.last_ns = heap->pacing.cycle_ns;
+    heap->pacing.trigger = heap->pacing.dropped + 1;
+    heap->pacing.ended = mm_sys_now();
+}
+
+static bool is_at_work(const struct mm_heap *heap)
+{
+    return heap->phase != MM_IDLE || heap->dying != 0;
+}
+
+bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns)
+{
+    int64_t start = mm_sys_cpu();
+    struct mm_budget budget = {.deadline = ns == INT64_MAX ? ns : mm_sys_now() + ns, .unasked = ns != 0 ? 1000 : 0};
+    while (!budget.over && is_at_work(heap)) {
+        if (heap->dying != 0) {
+            mm_reap(heap, &budget);
+        } else if (phases[heap->phase](heap, &budget)) {
+            next_phase(heap);
+            budget.over |= ns == 0;
+        }
+    }
+    int64_t took = mm_sys_cpu() - start;
+    heap->pacing.cycle_ns += took;
+    mm_note_pause(&heap->pauses[cause], took);
+    return is_at_work(heap);
+}
+
+void mm_collect(struct mm_heap *heap, enum mm_cause cause)
+{
+    if (heap->phase != MM_IDLE)
+        mm_step(heap, cause, INT64_MAX);
+    mm_begin(heap);
+    mm_step(heap, cause, INT64_MAX);
+}

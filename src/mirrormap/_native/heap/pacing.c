@@ -1,0 +1,187 @@
+/* When to collect, who pays for it, and how long each step took. */
+#define _GNU_SOURCE
+#include "heap.h"
+
+
+enum {
+    LEAST_GARBAGE = 1 << 20,           /* less is not worth a collection */
+    LEAST_STEP_NS = 40000,             /* what allocation owes is paid in no smaller steps */
+    LONGEST_STEP_NS = 150000,
+    PATIENCE_NS = 100000000,           /* until a thread collects what little has died */
+    TOO_FAR = 50,                      /* thousandths above the target */
+    WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
+};
+
+uint64_t mm_live(const struct mm_heap *heap)
+{
+    uint64_t live = heap->runs_live;
+    for (int lane = 0; lane < MM_LANES; lane++)
+        live += heap->lanes[lane].live;
+    return live;
+}
+
+/* Bytes of objects that live until a marking shows that they do not. */
+static uint64_t traced(const struct mm_heap *heap)
+{
+    return mm_live(heap) - heap->lanes[0].live;
+}
+
+/* Garbage that may lie about, before `target` is broken. */
+static double headroom(const struct mm_heap *heap)
+{
+    double share = (double)traced(heap) * (1 - 1000.0 / heap->target);
+    return share > LEAST_GARBAGE ? share : LEAST_GARBAGE;
+}
+
+bool mm_is_due(struct mm_heap *heap)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    if (pacing->dropped < pacing->trigger)
+        return false;
+    double missing = headroom(heap) - (double)pacing->dropped * pacing->yield;
+    if (missing <= 0)
+        return true;
+    pacing->trigger = pacing->dropped + (uint64_t)(missing / pacing->yield) + 1;
+    return false;
+}
+
+void mm_ring(struct mm_heap *heap)
+{
+    if (heap->pacing.bell < 0 || heap->pacing.rung)
+        return;
+    heap->pacing.rung = true;
+    mm_sys_ring(heap->pacing.bell);
+}
+
+void mm_dropped(struct mm_heap *heap, uint64_t nbytes)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    bool first = pacing->dropped == 0;
+    pacing->dropped += nbytes;
+    if (pacing->mode == MM_BACKGROUND && !pacing->rung && heap->phase == MM_IDLE && (first || mm_is_due(heap)))
+        mm_ring(heap);
+}
+
+/* Bytes in the pool beyond what it may keep. */
+static int64_t spare(const struct mm_heap *heap)
+{
+    return ((int64_t)heap->pooled << MM_BLOCK_SHIFT) - (int64_t)(heap->committed / MM_POOL);
+}
+
+void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
+{
+    const struct mm_lane *lane = &heap->lanes[0];
+    uint64_t most = 4 * nbytes + MM_BLOCK / 64;
+    bool more = mm_pace(heap, most) >= most;
+    /* removing one value after the other outruns that: a thread helps */
+    more = more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_BLOCK * 1000ull;
+    if (more || spare(heap) > MM_BLOCK)
+        mm_ring(heap);
+}
+
+/* --- allocation pays ---------------------------------------------------------------------------- */
+
+static void stress(struct mm_heap *heap, uint64_t nbytes)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    pacing->since += nbytes;
+    if (pacing->since < pacing->stress)
+        return;
+    pacing->since = 0;
+    if (pacing->mode == MM_MANUAL) {
+        mm_collect(heap, MM_BY_ALLOCATION);
+        return;
+    }
+    if (heap->phase == MM_IDLE)
+        mm_begin(heap);
+    mm_step(heap, MM_BY_ALLOCATION, 0);
+}
+
+void mm_pay(struct mm_heap *heap, uint64_t nbytes)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    if (pacing->stress != 0)
+        stress(heap, nbytes);
+    if (pacing->mode == MM_MANUAL)
+        return;
+    if (heap->phase == MM_IDLE && heap->dying == 0) {
+        if (!mm_is_due(heap))
+            return;
+        mm_begin(heap);
+        mm_ring(heap);
+        pacing->debt_ns = 0;
+    }
+    /* so much that the collection is over before two thirds of the headroom are used up */
+    double whole = (double)traced(heap) * 0.7;
+    if (whole < (double)pacing->last_ns)
+        whole = (double)pacing->last_ns;
+    pacing->debt_ns += (int64_t)((double)nbytes * 1.5 * whole / headroom(heap)) + 1;
+    if (pacing->debt_ns < LEAST_STEP_NS)
+        return;
+    int64_t pay = pacing->debt_ns < LONGEST_STEP_NS ? pacing->debt_ns : LONGEST_STEP_NS;
+    pacing->debt_ns -= pay;
+    if (!mm_step(heap, MM_BY_ALLOCATION, pay))
+        pacing->debt_ns = 0;
+}
+
+/* --- a thread looks after it ---------------------------------------------------------------------- */
+
+int64_t mm_tend(struct mm_heap *heap, int64_t ns)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    pacing->rung = false;
+    if (heap->phase == MM_IDLE && heap->dying == 0) {
+        if (mm_pace(heap, 1 << 16) != 0 || (spare(heap) > 0 && mm_drain_one(heap)))
+            return 0;
+        if (pacing->dropped == 0)
+            return -1;
+        bool worth = (double)pacing->dropped * pacing->yield * 100 >= (double)traced(heap);
+        int64_t patience = pacing->last_ns * (worth ? WORTH : HARDLY_WORTH);
+        if (patience < PATIENCE_NS)
+            patience = PATIENCE_NS;
+        int64_t waited = mm_sys_now() - pacing->ended;
+        if (waited < patience && !mm_is_due(heap))
+            return (patience - waited) / 1000000 + 1;
+        mm_begin(heap);
+    }
+    return mm_step(heap, MM_BY_BACKGROUND, ns) ? 0 : 1;
+}
+
+/* --- how long it took ------------------------------------------------------------------------------- */
+
+static unsigned bucket_of(int64_t ns)
+{
+    if (ns < 8)
+        return ns > 0 ? (unsigned)ns : 0;
+    unsigned exponent = 63 - (unsigned)__builtin_clzll((uint64_t)ns);
+    unsigned bucket = (exponent - 2) * 8 + (unsigned)(ns >> (exponent - 3) & 7);
+    return bucket < MM_PAUSE_BUCKETS ? bucket : MM_PAUSE_BUCKETS - 1;
+}
+
+/* The longest time that falls into a bucket. */
+static int64_t longest_of(unsigned bucket)
+{
+    if (bucket < 16)
+        return bucket;
+    unsigned shift = bucket / 8 - 1;
+    return ((int64_t)(8 + bucket % 8 + 1) << shift) - 1;
+}
+
+void mm_note_pause(struct mm_pauses *pauses, int64_t ns)
+{
+    pauses->count++;
+    pauses->buckets[bucket_of(ns)]++;
+    if (ns > pauses->longest_ns)
+        pauses->longest_ns = ns;
+}
+
+int64_t mm_pause_at(const struct mm_pauses *pauses, unsigned thousandths)
+{
+    uint64_t wanted = (pauses->count * thousandths + 999) / 1000, seen = 0;
+    for (unsigned bucket = 0; bucket < MM_PAUSE_BUCKETS; bucket++) {
+        seen += pauses->buckets[bucket];
+        if (seen >= wanted && seen != 0)
+            return longest_of(bucket) < pauses->longest_ns ? longest_of(bucket) : pauses->longest_ns;
+    }
+    return 0;
+}
