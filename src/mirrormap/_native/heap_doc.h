@@ -32,7 +32,7 @@ DOC put_doc[] =
 DOC new_doc[] =
     "new($self, nbytes, nrefs=0)\n--\n\n"
     "An object of zero bytes of data, to be written by ref.writable(), and of references that are None.\n\n"
-    "Args: nbytes: of data, below 1 TiB. nrefs: how many references, below 2**32.\n"
+    "Args: nbytes: of data, below 1 TiB. nrefs: how many references, below 2**31.\n"
     "Returns: a Ref.\n"
     "Raises: MemoryError as put(); ValueError; ClosedError.";
 

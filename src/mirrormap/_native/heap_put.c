@@ -156,11 +156,11 @@ PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
     struct mm_heap *core = heap_open(self);
     if (core == NULL)
         return NULL;
-    if (nbytes < 0 || nbytes >> 40 != 0 || nrefs < 0 || (uint64_t)nrefs > UINT32_MAX) {
+    if (nbytes < 0 || nbytes >> 40 != 0 || nrefs < 0 || (uint64_t)nrefs >= MM_RECORD) {
         PyErr_Format(PyExc_ValueError, "an object of %zd bytes and %zd references cannot be", nbytes, nrefs);
         return NULL;
     }
-    struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .nrefs = (uint32_t)nrefs};
+    struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .word = (uint32_t)nrefs};
     uint64_t offset = make(self, false, &shape);
     if (offset == 0)
         return NULL;

@@ -145,7 +145,7 @@ static PyObject *get_nrefs(PyObject *self, void *unused)
 {
     (void)unused;
     uint64_t offset = where(ref_of(self));
-    return offset != 0 ? PyLong_FromUnsignedLong(mm_header_at(core_of(ref_of(self)), offset)->nrefs) : NULL;
+    return offset != 0 ? PyLong_FromUnsignedLong(mm_nrefs(mm_header_at(core_of(ref_of(self)), offset))) : NULL;
 }
 
 static PyObject *ref_bytes(PyObject *self, PyObject *unused)
@@ -168,9 +168,9 @@ static _Atomic uint64_t *slot_at(PyObject *self, PyObject *index)
         return NULL;
     struct mm_object *header = mm_header_at(core_of(ref_of(self)), offset);
     if (at < 0)
-        at += (Py_ssize_t)header->nrefs;
-    if (at < 0 || at >= (Py_ssize_t)header->nrefs) {
-        PyErr_Format(PyExc_IndexError, "the object has %u references", header->nrefs);
+        at += (Py_ssize_t)mm_nrefs(header);
+    if (at < 0 || at >= (Py_ssize_t)mm_nrefs(header)) {
+        PyErr_Format(PyExc_IndexError, "the object has %u references", mm_nrefs(header));
         return NULL;
     }
     return &mm_slots(header)[at];
@@ -225,7 +225,7 @@ static PyObject *ref_repr(PyObject *self)
     if (!heap_is_ours(ref_of(self)->heap))
         return PyUnicode_FromString("<Ref closed>");
     const struct mm_object *header = mm_header_at(core_of(ref_of(self)), core_of(ref_of(self))->roots[ref_of(self)->root].offset);
-    return PyUnicode_FromFormat("<Ref %llu bytes, %u references>", (unsigned long long)mm_data_nbytes(header), header->nrefs);
+    return PyUnicode_FromFormat("<Ref %llu bytes, %u references>", (unsigned long long)mm_data_nbytes(header), mm_nrefs(header));
 }
 
 static PyObject *ref_writable(PyObject *self, PyObject *unused)

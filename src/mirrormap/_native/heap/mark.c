@@ -50,7 +50,7 @@ static int reach(struct mm_heap *heap, uint64_t offset)
     if (block->kind != MM_RUN)
         block->marked += (uint32_t)mm_object_nbytes(header);
     heap->counters.marked++;
-    return header->nrefs != 0 ? push(heap, offset) : 0;
+    return mm_nrefs(header) != 0 ? push(heap, offset) : 0;
 }
 
 static int trace(struct mm_heap *heap)
@@ -58,7 +58,7 @@ static int trace(struct mm_heap *heap)
     while (heap->stack_count != 0) {
         struct mm_object *header = mm_header_at(heap, heap->stack[--heap->stack_count]);
         _Atomic uint64_t *slots = mm_slots(header);
-        for (uint32_t index = 0; index < header->nrefs; index++) {
+        for (uint32_t index = 0, count = mm_nrefs(header); index < count; index++) {
             uint64_t offset = mm_load(heap, &slots[index]);
             int error = offset != 0 ? reach(heap, offset) : 0;
             if (error != 0)
