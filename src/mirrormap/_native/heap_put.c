@@ -101,8 +101,7 @@ static bool look(PyObject *self)
     return answer != NULL && heap_open(self) != NULL;
 }
 
-/* A new object; the heap is collected where it does not fit at first. 0: MemoryError, or what look raised. */
-static uint64_t make(PyObject *self, bool owned, const struct mm_shape *shape)
+uint64_t heap_make(PyObject *self, bool owned, const struct mm_shape *shape)
 {
     struct mm_heap *core = &heap_of(self)->core;
     int error;
@@ -140,7 +139,7 @@ PyObject *heap_put(PyObject *self, PyObject *data)
         return NULL;
     /* again: the buffer may have been made by a Python function */
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(self, false, &source.shape) : 0;
+    uint64_t offset = core != NULL ? heap_make(self, false, &source.shape) : 0;
     if (offset != 0)
         fill(core, offset, &source);
     source_done(&source);
@@ -161,7 +160,7 @@ PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
         return NULL;
     }
     struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .word = (uint32_t)nrefs};
-    uint64_t offset = make(self, false, &shape);
+    uint64_t offset = heap_make(self, false, &shape);
     if (offset == 0)
         return NULL;
     memset(mm_header_at(core, offset) + 1, 0, (size_t)nbytes);
@@ -175,7 +174,7 @@ PyObject *heap_keep(PyObject *self, PyObject *data)
     if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
         return NULL;
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(self, true, &source.shape) : 0;
+    uint64_t offset = core != NULL ? heap_make(self, true, &source.shape) : 0;
     uint32_t root = 0;
     if (offset != 0) {
         fill(core, offset, &source);

@@ -1,7 +1,7 @@
 /* Ref: a hold on an object of the heap, and its bytes as buffer and array. Lens: the same look at what no
  * Ref may name, or with the right to write. */
 #define _GNU_SOURCE
-#include "heap_types.h"
+#include "heap_record.h"
 
 #include "heap_doc.h"
 #include "numpy.h"
@@ -42,8 +42,8 @@ static struct mm_heap *core_of(const Ref *ref)
 
 uint64_t ref_offset(struct mm_heap *core, PyObject *heap, PyObject *object)
 {
-    if (Py_TYPE(object) != ref_type) {
-        PyErr_Format(PyExc_TypeError, "a Ref is needed, not %R", (PyObject *)Py_TYPE(object));
+    if (Py_TYPE(object) != ref_type && !is_record(object)) {
+        PyErr_Format(PyExc_TypeError, "a Ref or a record is needed, not %R", (PyObject *)Py_TYPE(object));
         return 0;
     }
     if (ref_of(object)->heap != heap) {
@@ -60,7 +60,7 @@ unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t
     return (unsigned char *)(header + 1);
 }
 
-static void ref_dealloc(PyObject *self)
+void ref_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Ref *ref = ref_of(self);
@@ -185,8 +185,7 @@ static PyObject *ref_getitem(PyObject *self, PyObject *index)
     uint64_t offset = mm_load(core, slot);
     if (offset == 0)
         Py_RETURN_NONE;
-    uint32_t root = mm_hold(core, offset);
-    return root != 0 ? ref_make(ref_type, ref_of(self)->heap, root, false) : PyErr_NoMemory();
+    return heap_object(ref_of(self)->heap, offset);
 }
 
 static int ref_setitem(PyObject *self, PyObject *index, PyObject *value)
@@ -206,7 +205,7 @@ static int ref_setitem(PyObject *self, PyObject *index, PyObject *value)
     return 0;
 }
 
-static PyObject *ref_compare(PyObject *self, PyObject *other, int how)
+PyObject *ref_compare(PyObject *self, PyObject *other, int how)
 {
     if (Py_TYPE(other) != Py_TYPE(self) || (how != Py_EQ && how != Py_NE))
         Py_RETURN_NOTIMPLEMENTED;
@@ -214,7 +213,7 @@ static PyObject *ref_compare(PyObject *self, PyObject *other, int how)
     return PyBool_FromLong(same == (how == Py_EQ));
 }
 
-static Py_hash_t ref_hash(PyObject *self)
+Py_hash_t ref_hash(PyObject *self)
 {
     Py_hash_t hash = (Py_hash_t)((uintptr_t)ref_of(self)->heap >> 4 ^ (uintptr_t)ref_of(self)->root << 24);
     return hash == -1 ? -2 : hash;

@@ -15,9 +15,11 @@ from mirrormap import cgroups, portraits
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap.containers import LRU, Map
+from mirrormap.heap.frozen import Frozen, Schema, freeze
+from mirrormap.heap.records import class_of, kind_of, layout_of
 from mirrormap.heap.reports import Census, HeapStats
 from mirrormap.heap.roots import Roots, Weak
-from mirrormap.kernel import HeapBase, Ref
+from mirrormap.kernel.heaps import HeapBase, Record, Ref
 from mirrormap.lifetime import Closing
 from mirrormap.pages import Pages
 from mirrormap.units import Size, as_nbytes, format_nbytes, next_power_of_two
@@ -55,7 +57,7 @@ class Heap(HeapBase, Closing):
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes.
     """
 
-    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_target")
+    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target")
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Heap(HeapBase, Closing):
         self._max_nbytes = limit
         self._target = target
         self._names: dict[str, int] = {}
+        self._records: dict[str, tuple[Schema, type[Record]]] = {}
         self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
         self._mapping = self._pages.map()
         self._attach(
@@ -85,12 +88,47 @@ class Heap(HeapBase, Closing):
 
     @property
     def roots(self) -> Roots:
-        """Objects by name: a mutable mapping of str to Ref. What is named lives."""
+        """Objects by name: a mutable mapping of str to Ref or record. What is named lives."""
         return Roots(self, self._names)
 
-    def weak(self, ref: Ref) -> Weak:
+    def weak(self, ref: Ref | Record) -> Weak:
         """A reference that keeps nothing alive: call it for a Ref, or None once it was collected."""
         return Weak(self, ref)
+
+    def record(self, name: str, /, **fields: Any) -> type[Record]:
+        """Declare a class of records: `Node = heap.record("Node", key="i8", left=Ref, right=Ref)`.
+
+        A record takes 8 bytes and those of its fields, rounded up to 16. `Node(key=5)` makes one, see
+        Record; `node.left = other` takes a Ref, a record, or None. The same declaration again gives the
+        same class.
+
+        Args: name, fields: identifiers without a leading underscore. A field is a dtype of numbers of up
+            to 8 bytes or bool, or Ref. At most 2,048 classes, 8,184 bytes and 1,023 references.
+        Raises: ValueError, TypeError for what cannot be, or was declared otherwise before; ClosedError.
+        """
+        schema: Schema = (name, [(field, kind_of(kind)) for field, kind in fields.items()])
+        known = self._live._records.get(name)
+        if known is not None:
+            if known[0] != schema:
+                raise ValueError(f"{name!r} was declared with other fields: {known[0][1]}")
+            return known[1]
+        layout = layout_of(name, len(self._records), schema[1])
+        made = class_of(Record, name, layout, f"Records {name!r} of a heap, {layout.nbytes} bytes each.")
+        self._adopt(made, layout)
+        self._records[name] = schema, made
+        return made
+
+    def freeze(self) -> Frozen:
+        """A read-only image of what `roots` reaches, for any number of processes; see Frozen.
+
+        The heap goes on, and later stores do not show. Weak references, views and containers are not
+        part of it. Costs O(live) time and memory, in one step.
+
+        Raises: MemoryError; ValueError for dtypes that cannot be written down; ClosedError.
+            Kernel calls: memfd_create(2), fallocate(2), fcntl(2) F_ADD_SEALS.
+        """
+        schemas = [schema for schema, _ in self._live._records.values()]
+        return freeze(self, self._names, self._dtypes(), schemas)
 
     def map(self) -> Map[Any]:
         """A mutable mapping that owns its values; see Map."""
@@ -136,6 +174,7 @@ class Heap(HeapBase, Closing):
         """
         self._detach()
         self._names.clear()
+        self._records.clear()
         self._mapping.close()
         self._pages.close()
 
