@@ -42,20 +42,19 @@ static void frozen_releasebuffer(PyObject *self, Py_buffer *view)
     region_unexport(region_of(image_region(frozen_of(self)->image)), view);
 }
 
-/* Does a shape in an image fill the bytes that are there? */
+/* Does a shape in an image fill the bytes that are there? NumPy refuses products too large for it of an empty one too. */
 static bool fills(const npy_intp *dims, int ndim, npy_intp item_nbytes, uint64_t nbytes)
 {
-    uint64_t total = (uint64_t)item_nbytes;
+    npy_intp total = item_nbytes;
     bool empty = false;
     for (int axis = 0; axis < ndim; axis++) {
         if (dims[axis] < 0)
             return false;
         empty = empty || dims[axis] == 0;
-    }
-    for (int axis = 0; !empty && axis < ndim; axis++)
-        if (__builtin_mul_overflow(total, (uint64_t)dims[axis], &total))
+        if (dims[axis] != 0 && __builtin_mul_overflow(total, dims[axis], &total))
             return false;
-    return item_nbytes > 0 && (empty ? nbytes == 0 : total == nbytes);
+    }
+    return item_nbytes > 0 && (empty ? nbytes == 0 : (uint64_t)total == nbytes);
 }
 
 static PyObject *array_over(PyObject *self, struct mm_object *header, PyObject *view)
