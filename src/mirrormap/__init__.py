@@ -20,7 +20,7 @@ from mirrormap.errors import (
 )
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
-from mirrormap.heap import LRU, Census, Frozen, FrozenRoots, Heap, HeapStats, Map, Roots, Weak
+from mirrormap.heap import LRU, Census, Frozen, FrozenRoots, Heap, HeapArray, HeapStats, Map, Roots, Weak
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
 from mirrormap.kernel import Message, Reservation
 from mirrormap.kernel.heaps import FrozenRecord, FrozenRef, Record, Ref
@@ -56,6 +56,7 @@ __all__ = [
     "Growable",
     "Handle",
     "Heap",
+    "HeapArray",
     "HeapStats",
     "LRU",
     "Map",

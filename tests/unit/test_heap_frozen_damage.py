@@ -81,7 +81,6 @@ def look(frozen: mm.Frozen) -> int:
     """At everything that can be reached, and what is wrong once."""
     seen: set[Any] = set()
     wrong = 0
-    queue: list[Any] = []
 
     def ask(call: Callable[[], Any]) -> Any:
         nonlocal wrong
@@ -91,8 +90,7 @@ def look(frozen: mm.Frozen) -> int:
             wrong += 1
             return None
 
-    for name in frozen.roots:
-        queue.append(ask(lambda name=name: frozen.roots[name]))
+    queue = [ask(lambda name=name: frozen.roots[name]) for name in frozen.roots]
     while queue and len(seen) < 1000:
         here = queue.pop()
         if here is None or here in seen or isinstance(here, int | float):
@@ -130,7 +128,7 @@ def test_it_must_be_sealed(image: bytes) -> None:
 
 
 def test_cut_anywhere(image: bytes) -> None:
-    for length in [*range(0, 65), *range(65, len(image), 7), len(image) - 1]:
+    for length in [*range(65), *range(65, len(image), 7), len(image) - 1]:
         with pytest.raises(mm.CorruptError), opened(image[:length]):
             pass
         with pytest.raises(mm.CorruptError), opened(corrected(image)[:length]):

@@ -323,8 +323,11 @@ def test_the_heap_ends_before_its_records() -> None:
         with pytest.raises(mm.ClosedError):
             call()
     assert repr(made) == "<Node closed>"
+
+
+def test_a_record_holds_its_heap_and_its_class_does_not() -> None:
     heap = mm.Heap("1MiB")
-    node = heap.record("Node", key="i8", left=Ref)
+    node: Any = heap.record("Node", key="i8", left=Ref)
     made = node(2, node(1))
     del heap  # a record holds it
     assert made.left.key == 1

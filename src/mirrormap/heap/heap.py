@@ -9,11 +9,13 @@ Python holds objects by Refs; the heap may move whatever nobody has a view of.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import WeakSet
 
 from mirrormap import cgroups, portraits
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
+from mirrormap.heap.arrays import HeapArray
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.frozen import Frozen, Schema, freeze
 from mirrormap.heap.records import class_of, kind_of, layout_of
@@ -24,6 +26,9 @@ from mirrormap.lifetime import Closing
 from mirrormap.pages import Pages
 from mirrormap.units import Size, as_nbytes, format_nbytes, next_power_of_two
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
 __all__ = ["Heap"]
 
 _LEAST_NBYTES: Final = 1 << 20
@@ -31,6 +36,7 @@ _MOST_NBYTES: Final = 1 << 40
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
+_AHEAD: Final = 3  # addresses per byte of an array: what is shown doubles
 
 
 class Heap(HeapBase, Closing):
@@ -57,7 +63,16 @@ class Heap(HeapBase, Closing):
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes.
     """
 
-    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target")
+    __slots__ = (
+        "__weakref__",
+        "_arrays",
+        "_mapping",
+        "_max_nbytes",
+        "_names",
+        "_pages",
+        "_records",
+        "_target",
+    )
 
     def __init__(
         self,
@@ -78,6 +93,7 @@ class Heap(HeapBase, Closing):
         self._max_nbytes = limit
         self._target = target
         self._names: dict[str, int] = {}
+        self._arrays: WeakSet[HeapArray] = WeakSet()
         self._records: dict[str, tuple[Schema, type[Record]]] = {}
         self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
         self._mapping = self._pages.map()
@@ -130,6 +146,27 @@ class Heap(HeapBase, Closing):
         schemas = [schema for schema, _ in self._live._records.values()]
         return freeze(self, self._names, self._dtypes(), schemas)
 
+    def array(self, dtype: DTypeLike = float) -> HeapArray:
+        """An empty array that grows under the arrays that show it; see HeapArray.
+
+        Raises: TypeError, ValueError for a dtype that cannot be; MapError ENOMEM for addresses.
+        """
+        made = HeapArray(self._live, dtype, _AHEAD * self._max_nbytes, self._make_room)
+        self._arrays.add(made)
+        return made
+
+    def _make_room(self, nbytes: int) -> None:
+        """For more elements of an array. Raises: MemoryError."""
+        arrays, committed = self._array_nbytes(), self._stats()[1]
+        if committed + arrays + nbytes > self._max_nbytes:
+            raise MemoryError(
+                f"no room for {nbytes:,} bytes: the heap holds {committed:,} of at most "
+                f"{self._max_nbytes:,} bytes, and {arrays:,} in arrays"
+            )
+
+    def _array_nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays)
+
     def map(self) -> Map[Any]:
         """A mutable mapping that owns its values; see Map."""
         return Map(self)
@@ -154,7 +191,7 @@ class Heap(HeapBase, Closing):
 
     def stats(self) -> HeapStats:
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
-        return HeapStats(*self._stats(), resident=self._mapping.resident)
+        return HeapStats(*self._stats(), resident=self._mapping.resident, arrays=self._array_nbytes())
 
     def verify(self) -> Census:
         """Trace all that is alive once more, apart from the collector, and check every book kept of it.
@@ -172,7 +209,12 @@ class Heap(HeapBase, Closing):
 
         Raises: BufferError while arrays or memoryviews of its objects live.
         """
+        if not self.closed:
+            for array in self._arrays:
+                array._check_unseen()
         self._detach()
+        for array in self._arrays:
+            array._close()
         self._names.clear()
         self._records.clear()
         self._mapping.close()

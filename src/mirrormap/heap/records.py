@@ -27,14 +27,17 @@ def kind_of(declared: Any) -> Kind:
     Args: declared: Ref, a class of records, or a dtype of numbers or bool in this machine's byte order.
     Raises: TypeError for anything else.
     """
-    refers = isinstance(declared, type) and issubclass(declared, Ref | Record)
-    if refers:
+    if _refers(declared):
         return _REFERENCE
     dtype = np.dtype(declared)
     kind = _KINDS.get(f"{dtype.kind}{dtype.itemsize}")
     if kind is None or not dtype.isnative or dtype.fields is not None:
         raise TypeError(f"a field of a record is Ref, a number of up to 8 bytes or bool, not {dtype}")
     return kind
+
+
+def _refers(declared: Any) -> bool:
+    return isinstance(declared, type) and issubclass(declared, Ref | Record)
 
 
 def layout_of(name: str, number: int, fields: Iterable[tuple[str, Kind]]) -> Layout:

@@ -20,6 +20,7 @@ class HeapStats(NamedTuple):
         returned: bytes of pages given back to the kernel.
         longest: the longest collection, in seconds.
         resident: bytes with page-table entries in this process.
+        arrays: bytes of elements of growing arrays, which `committed` does not count.
     """
 
     live: int
@@ -33,6 +34,7 @@ class HeapStats(NamedTuple):
     returned: int
     longest: float
     resident: int
+    arrays: int
 
 
 class Census(NamedTuple):
