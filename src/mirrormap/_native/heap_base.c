@@ -303,6 +303,7 @@ static PyMethodDef heap_methods[] = {
     {"_allow", heap_allow, METH_O, NULL},
     {"_dtypes", heap_dtypes, METH_NOARGS, NULL},
     {"_adopt", heap_adopt, METH_VARARGS, NULL},
+    {"_blocks", heap_blocks, METH_NOARGS, NULL},
     {"_freeze", heap_freeze, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -50,6 +50,8 @@ uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kin
 PyObject *heap_object(PyObject *heap, uint64_t offset);
 PyObject *heap_adopt(PyObject *self, PyObject *args);
 void heap_forget_layouts(HeapBase *heap);
+/* heap_map.c */
+PyObject *heap_blocks(PyObject *self, PyObject *unused);
 /* heap_frozen.c */
 PyObject *heap_freeze(PyObject *self, PyObject *args);
 
