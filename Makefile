@@ -132,8 +132,10 @@ bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, agai
 bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
 
-bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes
+bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CPython's dict of bytes, and plot both over time
 	$(BIN)/python bench/heap.py
+	$(BIN)/python bench/heap_objects.py
+	$(BIN)/python bench/heap_plot.py
 
 bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers
 	$(BIN)/python bench/messages.py $(BENCH_ARGS)

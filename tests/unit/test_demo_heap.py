@@ -44,7 +44,9 @@ def test_other_words_and_their_counts(tmp_path: Path) -> None:
     done = run("demo", "heap", "--cache", "64KiB", str(path))
     assert done.returncode == 0, done.stderr + done.stdout
     assert number(r"([\d,]+) words", done.stdout) == 5
-    assert number(r"([\d,]+) letters read", done.stdout) == 1 + len("alphabetaöse")  # the top, and letters of all, some shared
+    assert number(r"([\d,]+) letters read", done.stdout) == 1 + len(
+        "alphabetaöse"
+    )  # the top, and letters of all, some shared
 
 
 def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:

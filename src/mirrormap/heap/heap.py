@@ -36,7 +36,6 @@ _MOST_NBYTES: Final = 1 << 40
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
-_AHEAD: Final = 3  # addresses per byte of an array: what is shown doubles
 
 
 class Heap(HeapBase, Closing):
@@ -151,7 +150,7 @@ class Heap(HeapBase, Closing):
 
         Raises: TypeError, ValueError for a dtype that cannot be; MapError ENOMEM for addresses.
         """
-        made = HeapArray(self._live, dtype, _AHEAD * self._max_nbytes, self._make_room)
+        made = HeapArray(self._live, dtype, self._max_nbytes, self._make_room)
         self._arrays.add(made)
         return made
 
