@@ -1,6 +1,6 @@
 """Memory of a process with a cache of real text, over time: an LRU of a heap beside an OrderedDict of bytes.
 
-The text is that of the standard library, by paragraphs. The cache fills, churns, is asked for long paragraphs only,
+The text is that of the standard library, 1 to 64 paragraphs a value. The cache fills, churns, is asked for long paragraphs only,
 then for short ones, is cut to a quarter, and loses 15 of 16 values at random places. Each engine has a process of
 its own; both do the same. Draws PNG and SVG into bench/results.
 """
@@ -29,8 +29,12 @@ def paragraphs() -> list[bytes]:
     files = sorted(Path(os.__file__).parent.rglob("*.py"))
     texts = (path.read_bytes() for path in files if "site-packages" not in path.parts)
     found = [part for text in texts for part in text.split(b"\n\n") if len(part) > 64]
-    # joined by eights too, so that there are long ones
-    return found + [b"\n\n".join(found[at : at + 8]) for at in range(0, len(found), 2)]
+    rng, at, joined = random.Random(2), 0, []  # noqa: S311
+    while at < len(found):
+        count = int(64 ** rng.random())
+        joined.append(b"\n\n".join(found[at : at + count]))
+        at += count
+    return joined
 
 
 def life(cache: Any, text: list[bytes], limit: int) -> Iterator[str]:
@@ -49,7 +53,7 @@ def life(cache: Any, text: list[bytes], limit: int) -> Iterator[str]:
                 cache.put(key, memoryview(data))
                 volume -= len(data)
             step += 1
-            if step % 2000 == 0:
+            if step % 500 == 0:
                 yield phase
     for phase, count, shuffled in ((PHASES[3], 4, False), (PHASES[4], 16, True)):
         keys, target = cache.keys(), cache.nbytes // count
@@ -59,23 +63,23 @@ def life(cache: Any, text: list[bytes], limit: int) -> Iterator[str]:
             if cache.nbytes <= target:
                 break
             cache.drop(key)
-            if step % 4000 == 0:
+            if step % 500 == 0:
                 yield phase
         for _ in range(10):
             time.sleep(0.02)
             yield phase
 
 
-def sample(name: str, limit: int) -> list[tuple[str, float, float, float]]:
-    """(phase, step, MiB of payload, MiB that the process grew by), a few hundred times."""
+def sample(name: str, limit: int) -> list[tuple[str, float, float, float, float]]:
+    """(phase, step, MiB of payload, of growth of the process, of the heap's pages), some hundred times."""
     text = paragraphs()
     __import__("mirrormap")
     gc.collect()
     before = real_nbytes()
     cache = engine(name, limit)
-    found: list[tuple[str, float, float, float]] = []
+    found: list[tuple[str, float, float, float, float]] = []
     for step, phase in enumerate(life(cache, text, limit)):
-        found.append((phase, step, cache.nbytes / MIB, (real_nbytes() - before) / MIB))
+        found.append((phase, step, cache.nbytes / MIB, (real_nbytes() - before) / MIB, cache.payload() / MIB))
     return found
 
 
@@ -92,6 +96,7 @@ def draw(told: dict[str, list[Any]], limit: int) -> None:
     }.items():
         axes.plot([row[1] for row in told[name]], [row[3] for row in told[name]], colour, label=label)
     rows = told["1.10"]
+    axes.plot([row[1] for row in rows], [row[4] for row in rows], "tab:cyan", label="the heap's own pages")
     axes.plot([row[1] for row in rows], [row[2] for row in rows], "0.4", linestyle=":", label="text alive")
     for phase in PHASES:
         first = next(row[1] for row in rows if row[0] == phase)
