@@ -247,6 +247,8 @@ def freeze(
             done, end, starts_at, used, offsets = heap._freeze(
                 mapping._live, pages.fileno(), allowed, list(names.values())
             )
+        except OSError as error:
+            kernel.fail("fallocate", error, need, "frozen")
         finally:
             mapping.close()
         if done:
