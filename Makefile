@@ -42,13 +42,21 @@ $(VENV)/.film: $(BIN)/uv
 	$(BIN)/python -m $(FILM)
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film ## mirror real memory, stream a real recording through a ring, send a real film through a channel, grow and freeze arrays
+# a list of words, from a package that is not imported either
+WORDS := pip install --quiet --disable-pip-version-check --no-deps symspellpy==6.10.1
+
+$(VENV)/.words: $(BIN)/uv
+	$(BIN)/python -m $(WORDS)
+	@touch $@
+
+demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film $(VENV)/.words ## mirror real memory, stream a real recording through a ring, send a real film through a channel, grow and freeze arrays, collect a heap
 	$(BIN)/mirrormap demo
 	$(BIN)/mirrormap demo ring
 	$(BIN)/mirrormap demo channel
 	$(BIN)/mirrormap demo arrays
+	$(BIN)/mirrormap demo heap
 
-test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film ## run the tests
+test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film $(VENV)/.words ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
@@ -93,6 +101,7 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 	uv pip install --quiet --group build --group test numpy rich
 	$(ASAN)/bin/python -m $(RECORDING)
 	$(ASAN)/bin/python -m $(FILM)
+	$(ASAN)/bin/python -m $(WORDS)
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
@@ -123,8 +132,10 @@ bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, agai
 bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
 
-bench-heap: $(VENV)/.installed ## run the heap against CPython's dict of bytes
+bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CPython's dict of bytes, and plot both over time
 	$(BIN)/python bench/heap.py
+	$(BIN)/python bench/heap_objects.py
+	$(BIN)/python bench/heap_plot.py
 
 bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers
 	$(BIN)/python bench/messages.py $(BENCH_ARGS)

@@ -14,7 +14,8 @@ PUBLIC = [
     "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
     "Channel", "Message", "Peer", "Receiver", "Reservation", "Sender", "SenderGone",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
-    "Census", "Heap", "HeapStats", "LRU", "Map", "Pauses", "Ref", "Roots", "Weak",
+    "Census", "Frozen", "FrozenRecord", "FrozenRef", "FrozenRoots", "Heap", "HeapArray", "HeapStats", "LRU", "Map", "Pauses",
+    "Record", "Ref", "Roots", "Weak",
     "Footprint", "MirrorGroup", "MirrorView", "Mirrors", "NotPermittedError", "ProcessGone", "Vma", "mappings", "mirrors",
 ]  # fmt: skip
 

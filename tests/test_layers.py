@@ -22,9 +22,10 @@ RANK = {
     "pages": 7,
     "foreign": 8, "reader": 8, "room": 8, "sender": 8, "receiver": 8,
     "mirror": 9, "channel": 9, "ring": 9, "remap": 9, "arrayfile": 9, "arrays": 9, "aliasing": 9, "inspect": 9,
-    "heap": 10, "growable": 10, "capabilities": 10, "stitch": 10, "handles": 10, "snapshot": 10, "ribbons": 10,
-    "cli": 11,
-    "__init__": 12, "__main__": 13,
+    "growable": 10, "capabilities": 10, "stitch": 10, "handles": 10, "snapshot": 10, "ribbons": 10,
+    "heap": 11,
+    "cli": 12,
+    "__init__": 13, "__main__": 14,
 }  # fmt: skip
 
 

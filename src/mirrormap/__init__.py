@@ -20,9 +20,22 @@ from mirrormap.errors import (
 )
 from mirrormap.growable import Growable
 from mirrormap.handles import Handle, handle
-from mirrormap.heap import LRU, Census, Heap, HeapStats, Map, Pauses, Roots, Weak
+from mirrormap.heap import (
+    LRU,
+    Census,
+    Frozen,
+    FrozenRoots,
+    Heap,
+    HeapArray,
+    HeapStats,
+    Map,
+    Pauses,
+    Roots,
+    Weak,
+)  # fmt: skip
 from mirrormap.inspect import Footprint, MirrorGroup, Mirrors, MirrorView, Vma, mappings, mirrors
-from mirrormap.kernel import Message, Ref, Reservation
+from mirrormap.kernel import Message, Reservation
+from mirrormap.kernel.heaps import FrozenRecord, FrozenRef, Record, Ref
 from mirrormap.mapping import Mapping
 from mirrormap.members import Peer
 from mirrormap.mirror import mirror
@@ -48,9 +61,14 @@ __all__ = [
     "ClosedError",
     "CorruptError",
     "Footprint",
+    "Frozen",
+    "FrozenRecord",
+    "FrozenRef",
+    "FrozenRoots",
     "Growable",
     "Handle",
     "Heap",
+    "HeapArray",
     "HeapStats",
     "LRU",
     "Map",
@@ -70,6 +88,7 @@ __all__ = [
     "Peer",
     "Reader",
     "Receiver",
+    "Record",
     "Ref",
     "Reservation",
     "Ring",

@@ -31,6 +31,8 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
     script = "\n".join(BLOCKS[page])
     if "import zenoh" in script and importlib.util.find_spec("zenoh") is None:
         pytest.skip("Zenoh is not installed: pip install eclipse-zenoh")
+    if "symspellpy" in script and importlib.util.find_spec("symspellpy") is None:
+        pytest.skip("no words are installed: pip install --no-deps symspellpy")
     (tmp_path / "page.py").write_text(script)  # a file, as a spawned worker needs it
     if "needs: huge pages" in script:
         with reserved(default_huge_nbytes(), 8):

@@ -1,7 +1,7 @@
 /* Calls on descriptors and on ranges nobody here owns, as module functions.
  * Each raises a plain OSError; the texts and the policy live in Python. */
 #define _GNU_SOURCE
-#include "core.h"
+#include "heap_record.h"
 #include "hugefs.h"
 
 #include <errno.h>
@@ -241,6 +241,15 @@ static PyObject *call_set_closed_error(PyObject *module, PyObject *error)
     Py_RETURN_NONE;
 }
 
+static PyObject *call_set_corrupt_error(PyObject *module, PyObject *error)
+{
+    (void)module;
+    PyObject *old = corrupt_error;
+    corrupt_error = Py_NewRef(error);
+    Py_XDECREF(old);
+    Py_RETURN_NONE;
+}
+
 #ifdef MIRRORMAP_FAULTS
 static PyObject *call_fault_arm(PyObject *module, PyObject *args)
 {
@@ -294,7 +303,9 @@ PyMethodDef call_methods[] = {
     {"allocator_trim", allocator_trim, METH_VARARGS, NULL},
     {"allocator_share", allocator_share, METH_VARARGS, NULL},
     {"allocator_state", allocator_state, METH_NOARGS, NULL},
+    {"record_class", record_class, METH_VARARGS, NULL},
     {"set_closed_error", call_set_closed_error, METH_O, NULL},
+    {"set_corrupt_error", call_set_corrupt_error, METH_O, NULL},
 #ifdef MIRRORMAP_FAULTS
     {"fault_arm", call_fault_arm, METH_VARARGS, NULL},
     {"fault_hits", call_fault_hits, METH_NOARGS, NULL},

@@ -88,6 +88,9 @@ PyObject *region_load_word(PyObject *self, PyObject *const *args, Py_ssize_t giv
 PyObject *region_carry(PyObject *self, PyObject *args);
 PyObject *region_replace(PyObject *self, PyObject *const *args, Py_ssize_t given);
 
+/* heap_record.c: a module function. */
+PyObject *record_class(PyObject *module, PyObject *args);
+
 /* allocator.c: module functions. */
 PyObject *allocator_new(PyObject *module, PyObject *args);
 PyObject *allocator_set(PyObject *module, PyObject *handler);

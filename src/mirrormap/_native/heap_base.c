@@ -60,7 +60,9 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
         return PyErr_NoMemory();
     heap->dtypes = PyList_New(0);
     heap->numbers = PyDict_New();
-    if (heap->dtypes == NULL || heap->numbers == NULL)
+    heap->layouts = PyList_New(0);
+    heap->types = PyList_New(0);
+    if (heap->dtypes == NULL || heap->numbers == NULL || heap->layouts == NULL || heap->types == NULL)
         return NULL;
     heap->region = Py_NewRef(shown);
     heap->process = this_process;
@@ -72,6 +74,9 @@ static void detach(HeapBase *heap)
     if (heap_is_ours((PyObject *)heap))
         mm_ring(&heap->core);          /* its thread is to see that there is nothing left to do */
     mm_heap_close(&heap->core);
+    heap_forget_layouts(heap);
+    Py_CLEAR(heap->layouts);
+    Py_CLEAR(heap->types);
     Py_CLEAR(heap->region);
     Py_CLEAR(heap->dtypes);
     Py_CLEAR(heap->numbers);
@@ -144,8 +149,7 @@ static PyObject *heap_ref(PyObject *self, PyObject *number)
     uint32_t root = core != NULL ? heap_root(core, number, MM_ROOT) : 0;
     if (root == 0)
         return NULL;
-    core->roots[root].holders++;
-    return ref_make(ref_type, self, root, false);
+    return heap_object(self, core->roots[root].offset);
 }
 
 /* _forget(root) -> bytes of data; a container's value dies, at the latest with its last view */
@@ -211,8 +215,7 @@ static PyObject *heap_weak_ref(PyObject *self, PyObject *number)
     uint64_t offset = mm_weak_get(core, index);
     if (offset == 0)
         Py_RETURN_NONE;
-    uint32_t root = mm_hold(core, offset);
-    return root != 0 ? ref_make(ref_type, self, root, false) : PyErr_NoMemory();
+    return heap_object(self, offset);
 }
 
 /* _weak_drop(index): nothing where the heap is closed or another process's */
@@ -265,6 +268,13 @@ static PyObject *heap_allow(PyObject *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
+/* _dtypes() -> those of arrays in it, by number - 1 */
+static PyObject *heap_dtypes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return heap_open(self) != NULL ? PyList_GetSlice(heap_of(self)->dtypes, 0, PY_SSIZE_T_MAX) : NULL;
+}
+
 static PyMethodDef heap_methods[] = {
     {"_attach", heap_attach, METH_VARARGS, NULL},
     {"_detach", heap_detach, METH_NOARGS, NULL},
@@ -290,6 +300,10 @@ static PyMethodDef heap_methods[] = {
     {"_verify", heap_verify, METH_NOARGS, NULL},
     {"_stats", heap_stats, METH_NOARGS, NULL},
     {"_allow", heap_allow, METH_O, NULL},
+    {"_dtypes", heap_dtypes, METH_NOARGS, NULL},
+    {"_adopt", heap_adopt, METH_VARARGS, NULL},
+    {"_blocks", heap_blocks, METH_NOARGS, NULL},
+    {"_freeze", heap_freeze, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -32,8 +32,26 @@ DOC put_doc[] =
 DOC new_doc[] =
     "new($self, nbytes, nrefs=0)\n--\n\n"
     "An object of zero bytes of data, to be written by ref.writable(), and of references that are None.\n\n"
-    "Args: nbytes: of data, below 1 TiB. nrefs: how many references, below 2**32.\n"
+    "Args: nbytes: of data, below 1 TiB. nrefs: how many references, below 2**31.\n"
     "Returns: a Ref.\n"
     "Raises: MemoryError as put(); ValueError; ClosedError.";
+
+DOC record_doc[] =
+    "Base of the classes that Heap.record() declares: Node(key=5, left=other), fields that were not given are zero,\n"
+    "False or None. Fields are given by name, or in their order.\n\n"
+    "node.key reads a field, node.key = 6 stores one. Records go wherever a Ref goes; two of the same record are equal\n"
+    "and hash alike. They show no bytes: memoryview() and numpy do not take them.\n\n"
+    "Raises: ClosedError after the heap was closed, and in a forked child; OverflowError for an int that does not fit;\n"
+    "    TypeError; ValueError for a Ref of another heap; MemoryError.";
+
+DOC frozen_ref_doc[] =
+    "One object of a Frozen image, read-only. memoryview(ref), ref.array and np.asarray(ref) show it where it lies,\n"
+    "bytes(ref) copies it, ref[i] is what reference number i leads to, or None. Equal where the object is the same.\n\n"
+    "Raises: CorruptError for what cannot be; ClosedError after the image was closed; IndexError.";
+
+DOC frozen_record_doc[] =
+    "Base of the classes of records in a Frozen image: the fields of Heap.record(), to be read. Equal where the record is\n"
+    "the same.\n\n"
+    "Raises: CorruptError; ClosedError after the image was closed; AttributeError on an attempt to store.";
 
 #endif

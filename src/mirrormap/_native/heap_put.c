@@ -99,8 +99,7 @@ static bool look(PyObject *self)
     return answer != NULL && heap_open(self) != NULL;
 }
 
-/* A new object; the heap is collected where it does not fit at first. 0: MemoryError, or what look raised. */
-static uint64_t make(PyObject *self, bool owned, const struct mm_shape *shape)
+uint64_t heap_make(PyObject *self, bool owned, const struct mm_shape *shape)
 {
     struct mm_heap *core = &heap_of(self)->core;
     int error;
@@ -141,7 +140,7 @@ PyObject *heap_put(PyObject *self, PyObject *data)
         return NULL;
     /* again: the buffer may have been made by a Python function */
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(self, false, &source.shape) : 0;
+    uint64_t offset = core != NULL ? heap_make(self, false, &source.shape) : 0;
     if (offset != 0)
         fill(core, offset, &source);
     /* held before anybody else may run */
@@ -159,12 +158,12 @@ PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
     struct mm_heap *core = heap_open(self);
     if (core == NULL)
         return NULL;
-    if (nbytes < 0 || nbytes >> 40 != 0 || nrefs < 0 || (uint64_t)nrefs > UINT32_MAX) {
+    if (nbytes < 0 || nbytes >> 40 != 0 || nrefs < 0 || (uint64_t)nrefs >= MM_RECORD) {
         PyErr_Format(PyExc_ValueError, "an object of %zd bytes and %zd references cannot be", nbytes, nrefs);
         return NULL;
     }
-    struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .nrefs = (uint32_t)nrefs};
-    uint64_t offset = make(self, false, &shape);
+    struct mm_shape shape = {.nbytes = (uint64_t)nbytes, .word = (uint32_t)nrefs};
+    uint64_t offset = heap_make(self, false, &shape);
     if (offset == 0)
         return NULL;
     memset(mm_header_at(core, offset) + 1, 0, (size_t)nbytes);
@@ -178,7 +177,7 @@ PyObject *heap_keep(PyObject *self, PyObject *data)
     if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
         return NULL;
     struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? make(self, true, &source.shape) : 0;
+    uint64_t offset = core != NULL ? heap_make(self, true, &source.shape) : 0;
     uint32_t root = 0;
     if (offset != 0) {
         fill(core, offset, &source);

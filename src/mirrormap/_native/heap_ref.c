@@ -1,7 +1,7 @@
 /* Ref: a hold on an object of the heap, and its bytes as buffer and array. Lens: the same look at what no
  * Ref may name, or with the right to write. */
 #define _GNU_SOURCE
-#include "heap_types.h"
+#include "heap_record.h"
 
 #include "heap_doc.h"
 #include "numpy.h"
@@ -42,8 +42,8 @@ static struct mm_heap *core_of(const Ref *ref)
 
 uint64_t ref_offset(struct mm_heap *core, PyObject *heap, PyObject *object)
 {
-    if (Py_TYPE(object) != ref_type) {
-        PyErr_Format(PyExc_TypeError, "a Ref is needed, not %R", (PyObject *)Py_TYPE(object));
+    if (Py_TYPE(object) != ref_type && !is_record(object)) {
+        PyErr_Format(PyExc_TypeError, "a Ref or a record is needed, not %R", (PyObject *)Py_TYPE(object));
         return 0;
     }
     if (ref_of(object)->heap != heap) {
@@ -60,7 +60,7 @@ unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t
     return (unsigned char *)(header + 1);
 }
 
-static void ref_dealloc(PyObject *self)
+void ref_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Ref *ref = ref_of(self);
@@ -145,7 +145,7 @@ static PyObject *get_nrefs(PyObject *self, void *unused)
 {
     (void)unused;
     uint64_t offset = where(ref_of(self));
-    return offset != 0 ? PyLong_FromUnsignedLong(mm_header_at(core_of(ref_of(self)), offset)->nrefs) : NULL;
+    return offset != 0 ? PyLong_FromUnsignedLong(mm_nrefs(mm_header_at(core_of(ref_of(self)), offset))) : NULL;
 }
 
 static PyObject *ref_bytes(PyObject *self, PyObject *unused)
@@ -168,9 +168,9 @@ static _Atomic uint64_t *slot_at(PyObject *self, PyObject *index)
         return NULL;
     struct mm_object *header = mm_header_at(core_of(ref_of(self)), offset);
     if (at < 0)
-        at += (Py_ssize_t)header->nrefs;
-    if (at < 0 || at >= (Py_ssize_t)header->nrefs) {
-        PyErr_Format(PyExc_IndexError, "the object has %u references", header->nrefs);
+        at += (Py_ssize_t)mm_nrefs(header);
+    if (at < 0 || at >= (Py_ssize_t)mm_nrefs(header)) {
+        PyErr_Format(PyExc_IndexError, "the object has %u references", mm_nrefs(header));
         return NULL;
     }
     return &mm_slots(header)[at];
@@ -185,8 +185,7 @@ static PyObject *ref_getitem(PyObject *self, PyObject *index)
     uint64_t offset = mm_load(core, slot);
     if (offset == 0)
         Py_RETURN_NONE;
-    uint32_t root = mm_hold(core, offset);
-    return root != 0 ? ref_make(ref_type, ref_of(self)->heap, root, false) : PyErr_NoMemory();
+    return heap_object(ref_of(self)->heap, offset);
 }
 
 static int ref_setitem(PyObject *self, PyObject *index, PyObject *value)
@@ -206,7 +205,7 @@ static int ref_setitem(PyObject *self, PyObject *index, PyObject *value)
     return 0;
 }
 
-static PyObject *ref_compare(PyObject *self, PyObject *other, int how)
+PyObject *ref_compare(PyObject *self, PyObject *other, int how)
 {
     if (Py_TYPE(other) != Py_TYPE(self) || (how != Py_EQ && how != Py_NE))
         Py_RETURN_NOTIMPLEMENTED;
@@ -214,7 +213,7 @@ static PyObject *ref_compare(PyObject *self, PyObject *other, int how)
     return PyBool_FromLong(same == (how == Py_EQ));
 }
 
-static Py_hash_t ref_hash(PyObject *self)
+Py_hash_t ref_hash(PyObject *self)
 {
     Py_hash_t hash = (Py_hash_t)((uintptr_t)ref_of(self)->heap >> 4 ^ (uintptr_t)ref_of(self)->root << 24);
     return hash == -1 ? -2 : hash;
@@ -225,7 +224,7 @@ static PyObject *ref_repr(PyObject *self)
     if (!heap_is_ours(ref_of(self)->heap))
         return PyUnicode_FromString("<Ref closed>");
     const struct mm_object *header = mm_header_at(core_of(ref_of(self)), core_of(ref_of(self))->roots[ref_of(self)->root].offset);
-    return PyUnicode_FromFormat("<Ref %llu bytes, %u references>", (unsigned long long)mm_data_nbytes(header), header->nrefs);
+    return PyUnicode_FromFormat("<Ref %llu bytes, %u references>", (unsigned long long)mm_data_nbytes(header), mm_nrefs(header));
 }
 
 static PyObject *ref_writable(PyObject *self, PyObject *unused)

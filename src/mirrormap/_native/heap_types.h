@@ -13,6 +13,7 @@ typedef struct {
     PyObject *dtypes;          /* list: number - 1 -> dtype */
     PyObject *numbers;         /* dict: dtype -> number */
     PyObject *failure;         /* or (exception, text): the collector's thread died */
+    PyObject *layouts, *types; /* lists by number: what records are made of, and their classes */
     long process;
 } HeapBase;
 
@@ -36,6 +37,9 @@ bool heap_is_ours(PyObject *heap);
 PyObject *ref_make(PyTypeObject *type, PyObject *heap, uint32_t root, bool writable);
 /* The object behind a Ref of this heap; 0: an exception is set. */
 uint64_t ref_offset(struct mm_heap *core, PyObject *heap, PyObject *ref);
+void ref_dealloc(PyObject *self);
+PyObject *ref_compare(PyObject *self, PyObject *other, int how);
+Py_hash_t ref_hash(PyObject *self);
 /* An array over an object's data; its base pins it. */
 PyObject *ref_array(PyObject *exporter);
 unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t *nbytes);
@@ -52,7 +56,17 @@ PyObject *heap_tend(PyObject *self, PyObject *ns);
 PyObject *heap_fail(PyObject *self, PyObject *failure);
 PyObject *heap_pauses(PyObject *self, PyObject *unused);
 
-/* heap_put.c */
+/* heap_record.c: what holds the object at an offset, a Ref or a record of its class; and the heap's classes. */
+PyObject *heap_object(PyObject *heap, uint64_t offset);
+PyObject *heap_adopt(PyObject *self, PyObject *args);
+void heap_forget_layouts(HeapBase *heap);
+/* heap_map.c */
+PyObject *heap_blocks(PyObject *self, PyObject *unused);
+/* heap_frozen.c */
+PyObject *heap_freeze(PyObject *self, PyObject *args);
+
+/* heap_put.c: a new object; the heap is collected where it does not fit at first. 0: an exception is set. */
+uint64_t heap_make(PyObject *self, bool owned, const struct mm_shape *shape);
 PyObject *heap_put(PyObject *self, PyObject *data);
 PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names);
 PyObject *heap_keep(PyObject *self, PyObject *data);

@@ -1,7 +1,7 @@
 /* The extension: a table of calls and the types. */
 #define _GNU_SOURCE
 #include "channel.h"
-#include "heap_types.h"
+#include "heap_record.h"
 #include "ring.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **keep)
@@ -38,7 +38,13 @@ static int exec_core(PyObject *module)
         return -1;
     if (add_type(module, "HeapBase", &heap_spec, NULL, &heap_type) < 0
         || add_type(module, "Ref", &ref_spec, NULL, &ref_type) < 0
-        || add_type(module, "Lens", &lens_spec, NULL, &lens_type) < 0)
+        || add_type(module, "Lens", &lens_spec, NULL, &lens_type) < 0
+        || add_type(module, "Layout", &layout_spec, NULL, &layout_type) < 0
+        || add_type(module, "Field", &field_spec, NULL, &field_type) < 0
+        || add_type(module, "Record", &record_spec, NULL, &record_type) < 0
+        || add_type(module, "FrozenBase", &image_spec, NULL, &image_type) < 0
+        || add_type(module, "FrozenRef", &frozen_ref_spec, NULL, &frozen_ref_type) < 0
+        || add_type(module, "FrozenRecord", &frozen_record_spec, NULL, &frozen_record_type) < 0 || record_setup() < 0)
         return -1;
     pin_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pin_spec, NULL); /* nobody makes one by name */
     return pin_type != NULL ? 0 : -1;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mirrormap.cli import demo_arrays, demo_channel, demo_memory, demo_ring
+from mirrormap.cli import demo_arrays, demo_channel, demo_heap, demo_memory, demo_ring
 
 HELP = "show mirrored memory at work on real input"
 
@@ -17,5 +17,5 @@ def add_parser(commands: Any) -> None:
     )
     parser.set_defaults(run=demo_memory.run)
     shows = parser.add_subparsers(metavar="NAME")
-    for show in (demo_memory, demo_ring, demo_channel, demo_arrays):
+    for show in (demo_memory, demo_ring, demo_channel, demo_arrays, demo_heap):
         show.add_parser(shows)

@@ -1,8 +1,13 @@
 """A garbage-collected, compacting heap outside CPython's."""
 
+from mirrormap.heap.arrays import HeapArray
 from mirrormap.heap.containers import LRU, Map
+from mirrormap.heap.frozen import Frozen, FrozenRoots
 from mirrormap.heap.heap import Heap
 from mirrormap.heap.reports import Census, HeapStats, Pauses
 from mirrormap.heap.roots import Roots, Weak
 
-__all__ = ["LRU", "Census", "Heap", "HeapStats", "Map", "Pauses", "Roots", "Weak"]
+__all__ = [
+    "LRU", "Census", "Frozen", "FrozenRoots", "Heap", "HeapArray", "HeapStats", "Map", "Pauses", "Roots",
+    "Weak",
+]  # fmt: skip

@@ -11,19 +11,26 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from mirrormap import cgroups, portraits
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap import collecting
+from mirrormap.heap.arrays import HeapArray
 from mirrormap.heap.containers import LRU, Map
+from mirrormap.heap.frozen import Frozen, Schema, freeze
+from mirrormap.heap.records import class_of, kind_of, layout_of
 from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses
 from mirrormap.heap.roots import Roots, Weak
-from mirrormap.kernel import HeapBase, Ref
+from mirrormap.kernel.heaps import HeapBase, Record, Ref
 from mirrormap.lifetime import Closing
 from mirrormap.pages import Pages
 from mirrormap.units import Size, as_nbytes, format_nbytes, next_power_of_two
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 __all__ = ["Heap"]
 
@@ -65,7 +72,10 @@ class Heap(HeapBase, Closing):
         the thread.
     """
 
-    __slots__ = ("__weakref__", "_mapping", "_max_nbytes", "_names", "_pages", "_target", "_thread")
+    __slots__ = (
+        "__weakref__", "_arrays", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target",
+        "_thread",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -90,6 +100,8 @@ class Heap(HeapBase, Closing):
         self._max_nbytes = limit
         self._target = target
         self._names: dict[str, int] = {}
+        self._arrays: WeakSet[HeapArray] = WeakSet()
+        self._records: dict[str, tuple[Schema, type[Record]]] = {}
         self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
         self._mapping = self._pages.map()
         self._attach(
@@ -101,12 +113,68 @@ class Heap(HeapBase, Closing):
 
     @property
     def roots(self) -> Roots:
-        """Objects by name: a mutable mapping of str to Ref. What is named lives."""
+        """Objects by name: a mutable mapping of str to Ref or record. What is named lives."""
         return Roots(self, self._names)
 
-    def weak(self, ref: Ref) -> Weak:
+    def weak(self, ref: Ref | Record) -> Weak:
         """A reference that keeps nothing alive: call it for a Ref, or None once it was collected."""
         return Weak(self, ref)
+
+    def record(self, name: str, /, **fields: Any) -> type[Record]:
+        """Declare a class of records: `Node = heap.record("Node", key="i8", left=Ref, right=Ref)`.
+
+        A record takes 8 bytes and those of its fields, rounded up to 16. `Node(key=5)` makes one, see
+        Record; `node.left = other` takes a Ref, a record, or None. The same declaration again gives the
+        same class.
+
+        Args: name, fields: identifiers without a leading underscore. A field is a dtype of numbers of up
+            to 8 bytes or bool, or Ref. At most 2,048 classes, 8,184 bytes and 1,023 references.
+        Raises: ValueError, TypeError for what cannot be, or was declared otherwise before; ClosedError.
+        """
+        schema: Schema = (name, [(field, kind_of(kind)) for field, kind in fields.items()])
+        known = self._live._records.get(name)
+        if known is not None:
+            if known[0] != schema:
+                raise ValueError(f"{name!r} was declared with other fields: {known[0][1]}")
+            return known[1]
+        layout = layout_of(name, len(self._records), schema[1])
+        made = class_of(Record, name, layout, f"Records {name!r} of a heap, {layout.nbytes} bytes each.")
+        self._adopt(made, layout)
+        self._records[name] = schema, made
+        return made
+
+    def freeze(self) -> Frozen:
+        """A read-only image of what `roots` reaches, for any number of processes; see Frozen.
+
+        The heap goes on, and later stores do not show. Weak references, views and containers are not
+        part of it. Costs O(live) time and memory, in one step.
+
+        Raises: MemoryError; ValueError for dtypes that cannot be written down; ClosedError.
+            Kernel calls: memfd_create(2), fallocate(2), fcntl(2) F_ADD_SEALS.
+        """
+        schemas = [schema for schema, _ in self._live._records.values()]
+        return freeze(self, self._names, self._dtypes(), schemas)
+
+    def array(self, dtype: DTypeLike = float) -> HeapArray:
+        """An empty array that grows under the arrays that show it; see HeapArray.
+
+        Raises: TypeError, ValueError for a dtype that cannot be; MapError ENOMEM for addresses.
+        """
+        made = HeapArray(self._live, dtype, self._max_nbytes, self._make_room)
+        self._arrays.add(made)
+        return made
+
+    def _make_room(self, nbytes: int) -> None:
+        """For more elements of an array. Raises: MemoryError."""
+        arrays, committed = self._array_nbytes(), self._stats()[1]
+        if committed + arrays + nbytes > self._max_nbytes:
+            raise MemoryError(
+                f"no room for {nbytes:,} bytes: the heap holds {committed:,} of at most "
+                f"{self._max_nbytes:,} bytes, and {arrays:,} in arrays"
+            )
+
+    def _array_nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays)
 
     def map(self) -> Map[Any]:
         """A mutable mapping that owns its values; see Map."""
@@ -148,7 +216,9 @@ class Heap(HeapBase, Closing):
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
-        return HeapStats(*told[:-1], PHASES[told[-1]], self._mapping.resident, pauses)
+        return HeapStats(
+            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, arrays=self._array_nbytes()
+        )
 
     def verify(self) -> Census:
         """Trace all that is alive once more, apart from the collector, and check every book kept of it.
@@ -166,12 +236,18 @@ class Heap(HeapBase, Closing):
 
         Raises: BufferError while arrays or memoryviews of its objects live.
         """
+        if not self.closed:
+            for array in self._arrays:
+                array._check_unseen()
         self._detach()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._thread = None
+        for array in self._arrays:
+            array._close()
         self._names.clear()
+        self._records.clear()
         self._mapping.close()
         self._pages.close()
 

@@ -43,6 +43,7 @@ class HeapStats(NamedTuple):
         pauses: the collector's steps by cause: "allocation" that paid for one, `step()`, `collect()`, the
             thread in the "background", and a "full" heap, which is collected in one go. What moving a
             container's values costs its operations is not counted.
+        arrays: bytes of elements of growing arrays, which `committed` does not count.
     """
 
     live: int
@@ -58,6 +59,7 @@ class HeapStats(NamedTuple):
     phase: str
     resident: int
     pauses: dict[str, Pauses]
+    arrays: int
 
 
 class Census(NamedTuple):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from typing import Any
 
-from mirrormap.kernel import HeapBase, Ref
+from mirrormap.kernel.heaps import HeapBase, Record, Ref
 
 __all__ = ["Roots", "Weak"]
 
 
-class Roots(MutableMapping[str, Ref]):
+class Roots(MutableMapping[str, Any]):
     """`heap.roots`: objects by name, which live for as long as they are named. Made by Heap.
 
-    A mutable mapping of str to Ref. Not for several threads at once without a lock of their own.
+    A mutable mapping of str to Ref or record. Not for several threads at once without a lock of their own.
     """
 
     __slots__ = ("_held", "_heap")
@@ -21,10 +22,10 @@ class Roots(MutableMapping[str, Ref]):
         self._heap = heap
         self._held = held
 
-    def __getitem__(self, name: str) -> Ref:
+    def __getitem__(self, name: str) -> Any:
         return self._heap._ref(self._held[name])
 
-    def __setitem__(self, name: str, ref: Ref) -> None:
+    def __setitem__(self, name: str, ref: Ref | Record) -> None:
         if not isinstance(name, str):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
         root = self._heap._hold(ref)
@@ -57,13 +58,13 @@ class Weak:
 
     __slots__ = ("__weakref__", "_heap", "_index")
 
-    def __init__(self, heap: HeapBase, ref: Ref) -> None:
+    def __init__(self, heap: HeapBase, ref: Ref | Record) -> None:
         self._index = 0
         self._heap = heap
         self._index = heap._weak(ref)
 
-    def __call__(self) -> Ref | None:
-        """A Ref of the object, or None. Raises: ClosedError; MemoryError."""
+    def __call__(self) -> Any:
+        """A Ref of the object, a record, or None. Raises: ClosedError; MemoryError."""
         return self._heap._weak_ref(self._index)
 
     def __del__(self) -> None:

@@ -33,7 +33,7 @@ from mirrormap._core import (
     allocator_state,
     allocator_trim,
 )  # fmt: skip
-from mirrormap.errors import ClosedError, MapError
+from mirrormap.errors import ClosedError, CorruptError, MapError
 from mirrormap.kernel.hugefs import has_huge_files, huge_file, is_nameless, label_of
 from mirrormap.kernel.inquiries import (
     VmaInfo,
@@ -74,6 +74,7 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 HUGETLBFS_MAGIC, TMPFS_MAGIC = 0x958458F6, 0x01021994
 
 _core.set_closed_error(ClosedError)
+_core.set_corrupt_error(CorruptError)
 
 _ADVICE: Final = {
     _errno.EMFILE: "This process is at its limit of open files: raise `ulimit -n`, or close some",

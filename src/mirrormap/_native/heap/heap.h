@@ -39,20 +39,26 @@ enum {
 enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
 enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
-/* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each */
+/* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
+ *
+ * A record has the first two words only, and its data begin where the third would be: `word` is then
+ *   MM_RECORD | number of its type << 20 | words of 8 bytes of data << 10 | references */
 struct mm_object {
     uint32_t root;                     /* its root slot, or 0 */
-    uint32_t nrefs;
+    uint32_t word;                     /* references, below MM_RECORD; or what a record is */
     uint32_t low;                      /* bytes of data, the low 32 bits */
     uint16_t dtype;                    /* 0: plain bytes; else the owner's number for a dtype */
     uint8_t ndim;
     uint8_t high;                      /* and the high 8 */
 };
 
+enum { MM_RECORD_HEADER = 8, MM_MOST_TYPES = 1 << 11, MM_MOST_WORDS = (1 << 10) - 1 };
+#define MM_RECORD 0x80000000u
+
 /* What an object is made of. */
 struct mm_shape {
     uint64_t nbytes;
-    uint32_t nrefs;
+    uint32_t word;                     /* as in the header */
     uint16_t dtype;
     uint8_t ndim;
 };
@@ -141,31 +147,57 @@ static inline struct mm_object *mm_header_at(const struct mm_heap *heap, uint64_
     return (struct mm_object *)(void *)(heap->base + offset);
 }
 
+static inline bool mm_is_record(const struct mm_object *header)
+{
+    return (header->word & MM_RECORD) != 0;
+}
+
+/* The number of a record's type. */
+static inline uint32_t mm_type(const struct mm_object *header)
+{
+    return header->word >> 20 & (MM_MOST_TYPES - 1);
+}
+
 static inline uint32_t mm_nrefs(const struct mm_object *header)
 {
-    return header->nrefs;
+    return mm_is_record(header) ? header->word & MM_MOST_WORDS : header->word;
 }
 
 static inline uint64_t mm_data_nbytes(const struct mm_object *header)
 {
+    if (mm_is_record(header))
+        return 8u * (header->word >> 10 & MM_MOST_WORDS);
     return header->low | (uint64_t)header->high << 32;
+}
+
+static inline unsigned char *mm_data(struct mm_object *header)
+{
+    return (unsigned char *)header + (mm_is_record(header) ? MM_RECORD_HEADER : sizeof *header);
 }
 
 /* Where the shape begins, counted from the header. */
 static inline uint64_t mm_shape_at(const struct mm_object *header)
 {
+    if (mm_is_record(header))
+        return MM_RECORD_HEADER + mm_data_nbytes(header);
     return (sizeof *header + mm_data_nbytes(header) + 7) & ~(uint64_t)7;
+}
+
+/* Where the references begin, counted from the header. */
+static inline uint64_t mm_slots_at(const struct mm_object *header)
+{
+    return mm_shape_at(header) + (mm_is_record(header) ? 0 : 8u * header->ndim);
 }
 
 static inline _Atomic uint64_t *mm_slots(struct mm_object *header)
 {
-    return (_Atomic uint64_t *)(void *)((unsigned char *)header + mm_shape_at(header) + 8u * header->ndim);
+    return (_Atomic uint64_t *)(void *)((unsigned char *)header + mm_slots_at(header));
 }
 
 /* Bytes it takes, with its header. */
 static inline uint64_t mm_object_nbytes(const struct mm_object *header)
 {
-    uint64_t nbytes = mm_shape_at(header) + 8u * header->ndim + 8ull * mm_nrefs(header);
+    uint64_t nbytes = mm_slots_at(header) + 8ull * mm_nrefs(header);
     return (nbytes + MM_GRANULE - 1) & ~(uint64_t)(MM_GRANULE - 1);
 }
 
@@ -232,7 +264,8 @@ void mm_relink(struct mm_heap *heap, uint32_t index);
 void mm_close_block(struct mm_heap *heap, uint32_t index);
 /* Room for an object in the open block of a lane; `evacuating`: in the other one, from the reserve. */
 uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error);
-/* A new object, its references none, its data and shape whatever lay there; 0: `error` says why. */
+/* A new object, its references none, its data and shape whatever lay there (a record's are zero);
+ * 0: `error` says why. */
 uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *shape, int *error);
 /* A container's value is no more. */
 void mm_release(struct mm_heap *heap, uint64_t offset);

@@ -108,7 +108,7 @@ uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint6
 uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *shape, int *error)
 {
     struct mm_object made = {
-        .nrefs = shape->nrefs, .low = (uint32_t)shape->nbytes, .high = (uint8_t)(shape->nbytes >> 32),
+        .word = shape->word, .low = (uint32_t)shape->nbytes, .high = (uint8_t)(shape->nbytes >> 32),
         .dtype = shape->dtype, .ndim = shape->ndim,
     };
     uint64_t nbytes = mm_object_nbytes(&made), offset;
@@ -121,14 +121,17 @@ uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *sh
         heap->blocks[index].marked = mm_is_born_marked(heap, index);
         heap->runs_live += nbytes;
     } else {
-        enum mm_kind kind = owned ? MM_OWNED : shape->nrefs != 0 ? MM_OBJECTS : MM_BYTES;
+        enum mm_kind kind = owned ? MM_OWNED : shape->word != 0 ? MM_OBJECTS : MM_BYTES;
         offset = mm_bump(heap, kind, false, nbytes, error);
         if (offset == 0)
             return 0;
     }
     struct mm_object *header = mm_header_at(heap, offset);
     *header = made;
-    memset((void *)mm_slots(header), 0, 8 * (size_t)shape->nrefs);
+    if (mm_is_record(&made))
+        memset(mm_data(header), 0, (size_t)nbytes - MM_RECORD_HEADER);
+    else
+        memset((void *)mm_slots(header), 0, 8 * (size_t)shape->word);
     return offset;
 }
 

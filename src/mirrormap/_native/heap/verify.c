@@ -36,7 +36,7 @@ static const char *check_object(const struct mm_heap *heap, uint64_t offset)
             return "an object reaches beyond what is filled";
         if ((mm_pages(heap, (uint32_t)start, (uint32_t)(start + nbytes)) & ~block->held) != 0)
             return "the page of a live object was given back";
-        if ((header->nrefs != 0) != (block->kind == MM_OBJECTS) && block->kind != MM_OWNED)
+        if ((header->word != 0) != (block->kind == MM_OBJECTS) && block->kind != MM_OWNED)
             return "an object lies among others of another kind";
     }
     if (header->root >= heap->root_count || (header->root != 0 && heap->roots[header->root].offset != offset))
@@ -97,7 +97,7 @@ static const char *follow(struct walk *walk)
     const char *wrong = NULL;
     while (wrong == NULL && walk->head < walk->tail) {
         struct mm_object *header = mm_header_at(heap, walk->queue[walk->head++]);
-        for (uint32_t index = 0; wrong == NULL && index < header->nrefs; index++) {
+        for (uint32_t index = 0; wrong == NULL && index < mm_nrefs(header); index++) {
             uint64_t reference = atomic_load(&mm_slots(header)[index]);
             if (reference == 0)
                 continue;
