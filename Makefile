@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist asan sanitize soak soak-counts clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist asan sanitize soak soak-counts fuzz clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -102,9 +102,12 @@ SANITIZED = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_re
 sanitize: asan ## run the tests under ASan and UBSan, with faults injected
 	$(SANITIZED) python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
 
-SECONDS ?= 3600
+FUZZED = $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
+fuzz: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.group-fuzz ## fuzz every parser and shared header, a minute each (SECONDS=600 TARGET=channel)
+	$(BIN)/python tests/fuzz/run.py $(FUZZED)
+
 soak: asan ## an hour of random operations on everything, with kills, signals, no memory, no huge pages (SECONDS=600 SEED=1)
-	$(SANITIZED) python tests/soak/run.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(EPISODE),--episode $(EPISODE)) $(SOAK_ARGS)
+	$(SANITIZED) python tests/soak/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(EPISODE),--episode $(EPISODE)) $(SOAK_ARGS)
 
 SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
 	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py

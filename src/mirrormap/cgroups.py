@@ -67,7 +67,7 @@ def _folder(version: int, mount: Path, root: str) -> Path | None:
     except OSError:
         return None
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if (controllers == "") if version == 2 else ("memory" in controllers.split(",")):
             inside = os.path.relpath(path, root) if root != "/" else path.lstrip("/")
             folder = mount / inside

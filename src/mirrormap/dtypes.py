@@ -23,7 +23,10 @@ def dtype_from(value: Any) -> np.dtype[Any]:
 
     Raises: TypeError, ValueError, KeyError, IndexError, RecursionError for what names none.
     """
-    return npy.descr_to_dtype(_descr(value))
+    try:
+        return npy.descr_to_dtype(_descr(value))
+    except SyntaxError as error:  # NumPy reads some names, such as ",f4", as Python
+        raise ValueError(f"{value!r} names no dtype") from error
 
 
 def _descr(value: Any) -> Any:

@@ -88,7 +88,7 @@ def eat() -> None:
     limit, chance = int(sys.argv[1]), random.Random(sys.argv[2])
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     while True:
-        held = mmap.mmap(-1, int(limit * chance.uniform(0.2, 0.75)), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        held = mmap.mmap(-1, int(limit * chance.uniform(0.2, 0.65)), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for at in range(0, len(held), mmap.PAGESIZE):
             held[at] = 1
         time.sleep(chance.uniform(0.1, 4))

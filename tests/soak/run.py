@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import secrets
@@ -35,9 +36,10 @@ import pressure  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+import hammer  # noqa: E402
 from support import default_huge_nbytes, reserved  # noqa: E402
 
-LIMIT_NBYTES = 1 << 30  # of the cgroup of pressed workers
+LIMIT_NBYTES = 3 << 29  # of the cgroup of pressed workers
 HUGE_PAGES = 12
 TOKEN = "MIRRORMAP_SOAK"
 
@@ -71,7 +73,7 @@ class Worker:
         self.life += 1
         self.episode, self.act, self.killed, self.stopped = 0, "", False, False
         self.heard = time.monotonic()
-        self.until = self.heard + self.soak.chance.expovariate(1 / 45) + 2  # killed then
+        self.until = math.inf  # killed then
         options = self.soak.options
         left = max(0.0, self.soak.until - self.heard)
         self.errors = open(self.soak.folder / f"{self.role}-{self.number}.errors", "w+")  # noqa: SIM115
@@ -98,6 +100,8 @@ class Worker:
         for line in lines:
             told = json.loads(line)
             self.heard = time.monotonic()
+            if self.until == math.inf:
+                self.until = self.heard + self.soak.chance.expovariate(1 / 60)
             if "begun" in told:
                 self.episode, self.act = told["begun"], told["act"]
             else:
@@ -249,6 +253,13 @@ def handles(pid: int) -> bool:
     return all(caught >> number - 1 & 1 for number in (signal.SIGUSR1, signal.SIGALRM))
 
 
+def build_hammer(folder: Path) -> None:
+    """The program of one of the acts, once for all who act; none without a compiler."""
+    if shutil.which(os.environ.get("CC", "cc")) is not None:
+        files = [hammer.NATIVE / name for name in ("cursors.c", "frames.c", "groups.c")]
+        hammer.build(folder, "hammer_channel", files)
+
+
 def names_in_shm() -> set[str]:
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
@@ -271,6 +282,7 @@ def soaked(options: argparse.Namespace, console: Console) -> Soak:
             stack.enter_context(reserved(default_huge_nbytes(), HUGE_PAGES))
             roles += ["huge"] * 2
         before = names_in_shm()
+        build_hammer(folder)
         soak = Soak(options, folder, group)
         soak.run(roles, console)
         if strangers := [name for name in names_in_shm() - before if "psm_" not in name]:
@@ -286,8 +298,9 @@ def again(options: argparse.Namespace) -> int:
     """One episode, with this terminal for its output. Returns: its status."""
     role, number, life, episode = options.episode.split("/")
     with tempfile.TemporaryDirectory(prefix="mirrormap-soak-") as folder:
+        build_hammer(Path(folder))
         command = [
-            sys.executable, HERE / "worker.py", "--role", role, "--folder", folder, "--seed", options.seed,
+            sys.executable, HERE / "worker.py", "--role", role, "--folder", Path(folder) / "again", "--seed", options.seed,
             "--number", number, "--life", life, "--episode", episode,
         ]  # fmt: skip
         return subprocess.run([str(word) for word in command], check=False).returncode

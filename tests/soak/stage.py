@@ -21,19 +21,20 @@ PR_SET_PDEATHSIG = 1
 SHORT = (errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFAULT, errno.EMFILE)
 
 
+_forking = [0]
+
+
+def confine() -> None:
+    """In a child: end with the parent. A soak that kills one may leave no orphans."""
+    libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != _forking[0]:  # it died before we could ask for that
+        os._exit(1)
+
+
 def die_with_parent() -> None:
-    """In whatever this process and its children fork: a soak that kills one may leave no orphans."""
-    forking = [0]
-
-    def note() -> None:
-        forking[0] = os.getpid()
-
-    def confine() -> None:
-        libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
-        if os.getppid() != forking[0]:  # it died before we could ask for that
-            os._exit(1)
-
-    os.register_at_fork(before=note, after_in_child=confine)
+    """Confine whatever this process and its children fork."""
+    _forking[0] = os.getpid()
+    os.register_at_fork(before=lambda: _forking.__setitem__(0, os.getpid()), after_in_child=confine)
 
 
 @dataclass

@@ -49,7 +49,12 @@ def opened(path: Path) -> Sound:
             if dtype is None:
                 raise MirrorError(f"{path}: samples of {8 * file.getsampwidth()} bit; 8, 16 or 32 are read")
             return Sound(str(path), dtype, file.getnchannels(), file.getframerate(), file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        wave.Error,
+    ) as error:  # the second last: a chunk longer than the file
         raise MirrorError(f"{path}: {str(error) or 'no WAV file'}") from None
 
 
