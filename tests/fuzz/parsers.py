@@ -81,7 +81,7 @@ def smaps(data: bytes) -> None:
     procfs.parse_fields(text)
 
 
-def groups(data: bytes) -> None:
+def cgroup(data: bytes) -> None:
     """cgroup, mountinfo and the files of a memory cgroup: a number of bytes, or None."""
     provider = atheris.FuzzedDataProvider(data)
     with tempfile.TemporaryDirectory() as name:
@@ -281,7 +281,7 @@ def handed(data: bytes) -> None:
 
 TARGETS = {
     target.__name__: target
-    for target in (smaps, groups, layout, about, sizes, recorded, ring, channel, rows, handed)
+    for target in (smaps, cgroup, layout, about, sizes, recorded, ring, channel, rows, handed)
 }
 
 
@@ -289,7 +289,7 @@ def seeds(name: str) -> list[bytes]:
     """What the corpus begins with: the real thing, as this machine has it."""
     text: dict[str, list[bytes]] = {
         "smaps": [Path("/proc/self/maps").read_bytes()[:2000], Path("/proc/self/smaps").read_bytes()[:3000]],
-        "groups": [Path("/proc/self/cgroup").read_bytes() + Path("/proc/self/mountinfo").read_bytes()[:500]],
+        "cgroup": [Path("/proc/self/cgroup").read_bytes() + Path("/proc/self/mountinfo").read_bytes()[:500]],
         "layout": [
             layouts.write_layout(np.dtype(kind), shape=(2, 3)).encode() for kind in ("<f4", "i4,f8", "S3")
         ],

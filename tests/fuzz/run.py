@@ -21,7 +21,7 @@ import native
 
 HERE = Path(__file__).parent
 BUILD = native.ROOT / "build" / "fuzz"
-PYTHON = ["smaps", "groups", "layout", "about", "sizes", "recorded", "ring", "channel", "rows", "handed"]
+PYTHON = ["smaps", "cgroup", "layout", "about", "sizes", "recorded", "ring", "channel", "rows", "handed"]
 ALL = [*native.TARGETS, *PYTHON]
 
 

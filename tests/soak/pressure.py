@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 
 V1 = Path("/sys/fs/cgroup/memory")
 V2 = Path("/sys/fs/cgroup")
+STEP_NBYTES = 4 << 20
 EATER = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import pressure; pressure.eat()"
 
 
@@ -70,27 +69,53 @@ def limited(limit_nbytes: int) -> Generator[Cgroup | None]:
                 time.sleep(0.1)
 
 
-@contextlib.contextmanager
-def eater(group: Cgroup, limit_nbytes: int, seed: int, environment: dict[str, str]) -> Generator[None]:
-    """A process in the group that takes and gives back memory, up to all but a little of it."""
-    command = [sys.executable, "-c", EATER, str(limit_nbytes), str(seed)]
-    plain = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
-    process = subprocess.Popen(command, preexec_fn=group.join, env=plain)  # noqa: PLW1509 - no threads here
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+class Eater:
+    """A process in the group that takes memory until little of it is left, and gives it back; and so on.
+
+    The kernel may choose it like anybody else: then there is another.
+    """
+
+    def __init__(self, group: Cgroup, seed: int) -> None:
+        self.group, self.seed = group, seed
+        self.process: subprocess.Popen[bytes] | None = None
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start it, if it does not run."""
+        if self.process is None or self.process.poll() is not None:
+            self.seed += 1
+            command = [sys.executable, "-c", EATER, str(self.group.folder), str(self.seed)]
+            plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            self.process = subprocess.Popen(command, preexec_fn=self.group.join, env=plain)  # noqa: PLW1509 - no threads here
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def left(folder: Path) -> int:
+    """Bytes that may still be charged to a group."""
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    if not (folder / names[0]).exists():
+        names = ("memory.max", "memory.current")
+    limit, used = (int((folder / name).read_text()) for name in names)
+    return limit - used
 
 
 def eat() -> None:
-    """The eater. A thing that the kernel may kill as well as any other of the group."""
-    limit, chance = int(sys.argv[1]), random.Random(sys.argv[2])
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """What it does."""
+    folder, chance = Path(sys.argv[1]), random.Random(sys.argv[2])
     while True:
-        held = mmap.mmap(-1, int(limit * chance.uniform(0.2, 0.65)), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for at in range(0, len(held), mmap.PAGESIZE):
-            held[at] = 1
-        time.sleep(chance.uniform(0.1, 4))
-        held.close()
+        held = []
+        spare = chance.randint(4, 200) << 20
+        until = time.monotonic() + chance.uniform(1, 15)
+        while time.monotonic() < until:
+            if left(folder) > spare + STEP_NBYTES:
+                held.append(b"\1" * STEP_NBYTES)
+            else:
+                time.sleep(0.01)
+            if left(folder) < spare // 2 and held:
+                held.pop()
+        held.clear()
         time.sleep(chance.uniform(0.1, 3))

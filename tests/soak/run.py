@@ -171,11 +171,12 @@ class Soak:
         self.acts: Counter[str] = Counter()
         self.trouble: Counter[str] = Counter()
         self.felt: dict[tuple[str, int], int] = {}
+        self.last = ""
         self.refused = 0
         self.kernel_kills = 0  # of workers; it may choose their children, too
         self.workers: list[Worker] = []
 
-    def run(self, roles: list[str], console: Console) -> None:
+    def run(self, roles: list[str], console: Console, eater: pressure.Eater | None) -> None:
         """Until the time is over and everybody has ended. Raises: SoakError."""
         self.workers = [Worker(self, role, number) for number, role in enumerate(roles)]
         shown = 0.0
@@ -186,6 +187,8 @@ class Soak:
                         key.data.hear()
                     if time.monotonic() < self.until:
                         self.disturb()
+                        if eater is not None:
+                            eater.go_on()
                     for worker in self.workers:
                         if worker.process.returncode is None and worker.is_stuck():
                             raise SoakError(f"{worker.where()} hangs:\n{worker.show_stacks()}")
@@ -269,28 +272,28 @@ def soaked(options: argparse.Namespace, console: Console) -> Soak:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrormap-soak-")))
         group = stack.enter_context(pressure.limited(LIMIT_NBYTES))
+        eater = None
         roles = ["calm"] * options.workers
         if group is None:
             console.print("no memory pressure: no memory cgroup can be made here")
         else:
             roles += ["pressed"] * 2
-            eating = pressure.eater(group, LIMIT_NBYTES, options.seed, dict(os.environ))
-            eaten = contextlib.ExitStack()
-            eaten.enter_context(eating)
-            stack.callback(eaten.close)
+            eater = pressure.Eater(group, options.seed)
+            stack.callback(eater.stop)
         if options.huge:
             stack.enter_context(reserved(default_huge_nbytes(), HUGE_PAGES))
             roles += ["huge"] * 2
         before = names_in_shm()
         build_hammer(folder)
         soak = Soak(options, folder, group)
-        soak.run(roles, console)
+        soak.run(roles, console, eater)
         if strangers := [name for name in names_in_shm() - before if "psm_" not in name]:
             raise SoakError(f"names are left in /dev/shm: {strangers}")
-        if group is not None:
-            eaten.close()
+        if eater is not None and group is not None:
+            eater.stop()
             if group.shared_nbytes:
                 raise SoakError(f"{group.shared_nbytes:,} bytes of shared memory outlived all who held it")
+        soak.last = soak.summary()
     return soak
 
 
@@ -328,7 +331,7 @@ def main() -> int:
     except SoakError as error:
         console.print(str(error), markup=False, highlight=False)
         return 1
-    table = Table("act", "times", title=soak.summary())
+    table = Table("act", "times", title=soak.last)
     for act, count in sorted(soak.acts.items()):
         table.add_row(act, f"{count:,}")
     console.print(table)

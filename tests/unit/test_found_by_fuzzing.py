@@ -14,9 +14,9 @@ from mirrormap import cgroups, cursors, layouts, procmaps
 from mirrormap.cli import recording
 
 
-@pytest.mark.parametrize("name", [",f9", "(2,", "(1+1)f4"])
+@pytest.mark.parametrize("name", [",f9", "(2,", "(1+1)f4", "0|S3", "(2,)i4"])
 def test_a_name_that_numpy_reads_as_python_is_no_dtype(name: str) -> None:
-    """It was a SyntaxError, out of a handle or a file that somebody else had written."""
+    """It was a SyntaxError, or a dtype no array can have, out of a handle or a file of somebody else's."""
     with pytest.raises(mm.CorruptError):
         layouts.read_layout(json.dumps({"descr": name, "shape": [2, 3]}), "shape")
     with pytest.raises(mm.CorruptError):
@@ -41,6 +41,14 @@ def test_a_chunk_of_a_wav_file_that_is_longer_than_the_file(tmp_path: Path) -> N
     path.write_bytes(head + b"data\x08\0\0\0abcdefgh")
     with pytest.raises(mm.MirrorError):
         recording.opened(path)
+
+
+def test_a_wav_file_that_ends_within_a_frame(tmp_path: Path) -> None:
+    """It was a ValueError of NumPy's."""
+    path = tmp_path / "sound.wav"
+    head = b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0" + struct.pack("<HHIIHH", 1, 2, 44100, 176400, 4, 16)
+    path.write_bytes(head + b"data\x08\0\0\0abcdefg")
+    assert [block.shape for block in recording.blocks(recording.opened(path), 100)] == [(1, 2)]
 
 
 @pytest.mark.parametrize("line", ["4!kB", "4", "", "9" * 5000 + " kB"])

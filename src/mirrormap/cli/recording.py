@@ -61,5 +61,7 @@ def opened(path: Path) -> Sound:
 def blocks(sound: Sound, count: int) -> Iterator[NDArray[Any]]:
     """The samples, up to `count` at a time, of shape (n, channels)."""
     with wave.open(sound.path, "rb") as file:
+        nbytes = file.getsampwidth() * sound.channels
         while data := file.readframes(count):
-            yield np.frombuffer(data, sound.dtype).reshape(-1, sound.channels)
+            whole = len(data) // nbytes * nbytes  # a file may end within a frame
+            yield np.frombuffer(data[:whole], sound.dtype).reshape(-1, sound.channels)
