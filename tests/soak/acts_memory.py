@@ -77,7 +77,8 @@ def step(stage: Stage, pages: mm.Pages, page: int, shadow: Bytes, shown: list[Sh
             one = chance.choice(shown)
             one.mapping.populate(write=True)  # a pool or a cgroup says no here, and not by a signal below
             at = chance.randrange(len(one.places))
-            end = min(len(one.places), at + chance.randint(1, 3 * PAGE))
+            # at most a page: a copy goes in no order, and a view may show one page several times
+            end = min(len(one.places), at + chance.randint(1, page))
             data = np.frombuffer(chance.randbytes(end - at), "u1")
             one.mapping.array()[at:end] = data
             shadow[one.places[at:end]] = data
