@@ -7,6 +7,7 @@ import contextlib
 import gc
 import pickle
 import random
+import sysconfig
 import threading
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, succeeds
 from together import ROUNDS, THREADS, often, together
 
 __all__ = ["often"]  # a fixture
@@ -235,3 +236,28 @@ def test_event_loops_in_all_threads() -> None:
         for receiver in receivers:
             receiver.close()
         assert results == [list(range(200))] * THREADS
+
+
+def test_a_place_that_another_thread_has_just_taken_for_the_same_ring() -> None:
+    """Two threads find it free; the second took the first for another writer, and was refused."""
+    with mm.Ring(100, "i8") as ring, mm.Ring.from_fd(ring.fileno()) as stranger:
+        room = ring.reserve(3)
+        ring._take()  # what the slower of the two does then
+        room[:] = 5
+        del room
+        ring.commit()
+        assert ring.latest(3).tolist() == [5, 5, 5]
+        with pytest.raises(mm.BusyError):
+            stranger.append(1)
+
+
+def test_the_first_appends_of_all_threads() -> None:
+    for _ in range(20):
+        with mm.Ring(100, "i8") as ring:
+            together(lambda chance, number, ring=ring: ring.append(number), rounds=2)  # type: ignore[misc]
+            assert ring.written == 2 * THREADS
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter has a lock")
+def test_an_interpreter_without_a_lock_goes_on_without() -> None:
+    succeeds("import sys, mirrormap; assert not sys._is_gil_enabled()")
