@@ -6,9 +6,11 @@ Debian packages no free-threaded build, so it is made from its source package, o
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,15 +41,23 @@ def tree(version: str) -> Path:
     return folder
 
 
-def inside(version: str, wheel: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """pytest in such a root, with the kernel's files of this machine. Raises: UnavailableError."""
+def inside(
+    version: str, wheel: Path, packages: list[str], tests: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """pytest on this checkout in such a root, with the kernel's files of this machine. Raises: UnavailableError."""
     root = tree(version)
-    with tempfile.TemporaryDirectory() as folder:
-        work = build.work(Path(folder) / "t", "amd64", SUITES[version], version, wheel)
-        (root / "t").mkdir(exist_ok=True)
-        mounts = [f"mount --rbind /{name} {root}/{name}" for name in ("proc", "sys", "dev")]
-        mounts += [f"mount --bind {shlex.quote(str(work))} {root}/t", f"cd {root}/t"]
-        command = f"cd /t && PYTHONPATH=/t/site python{version} -m pytest -q -p no:cacheprovider {shlex.join(tests)}"
+    uv = Path(sys.executable).with_name("uv")
+    with tempfile.TemporaryDirectory() as site:
+        options = ["--only-binary", ":all:", "--python-version", version, "--target", site]
+        options += ["--python-platform", f"{platform.machine()}-manylinux_2_40"]
+        run(uv, "pip", "install", "--quiet", *options, *packages, wheel)
+        shown = {"proc": "/proc", "sys": "/sys", "dev": "/dev", "t": str(build.ROOT), "site": site}
+        mounts = []
+        for name, source in shown.items():
+            (root / name).mkdir(exist_ok=True)
+            mounts.append(f"mount --rbind {shlex.quote(source)} {root / name}")
+        python = f"PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 python{version}"
+        command = f"cd /t && {python} -m pytest -q -p no:cacheprovider {shlex.join(tests)}"
         script = " && ".join([*mounts, f"exec chroot {root} sh -c {shlex.quote(command)}"])
         return subprocess.run(
             ["unshare", "--mount", "bash", "-c", script], capture_output=True, text=True, check=False

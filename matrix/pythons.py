@@ -67,7 +67,7 @@ def tested(version: str, wheel: Path, tests: list[str]) -> tuple[str, str, str]:
     """Which Python it was, how the tests ended, and the last lines if any failed. Raises: UnavailableError."""
     python = elsewhere.free_threaded() if version == elsewhere.FREE_THREADED else interpreter(version)
     if python is None and version in elsewhere.SUITES:
-        done = elsewhere.inside(version, wheel, tests)
+        done = elsewhere.inside(version, wheel, NEEDED, tests)
     elif python is None:
         raise UnavailableError("not on this machine")
     else:

@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
 
 import pressure  # noqa: E402
+import pytest  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -281,8 +282,11 @@ def soaked(options: argparse.Namespace, console: Console) -> Soak:
             eater = pressure.Eater(group, options.seed)
             stack.callback(eater.stop)
         if options.huge:
-            stack.enter_context(reserved(default_huge_nbytes(), HUGE_PAGES))
-            roles += ["huge"] * 2
+            try:
+                stack.enter_context(reserved(default_huge_nbytes(), HUGE_PAGES))
+                roles += ["huge"] * 2
+            except pytest.skip.Exception as why:
+                console.print(f"no huge pages: {why}", highlight=False)
         before = names_in_shm()
         build_hammer(folder)
         soak = Soak(options, folder, group)

@@ -62,3 +62,15 @@ def test_a_line_in_proc_self_cgroup_without_colons(tmp_path: Path, monkeypatch: 
     own.write_text("\nnonsense\n0::/\n")
     monkeypatch.setattr(cgroups, "_OWN", str(own))
     assert cgroups._folder(2, tmp_path, "/") == tmp_path
+
+
+def test_a_mount_whose_name_is_no_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may mount could keep everybody from making a Heap: it was a UnicodeDecodeError."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(b"36 35 0:31 / /mnt/\xfe rw - cgroup2 cgroup2 rw\n")
+    monkeypatch.setattr(cgroups, "_MOUNTS", str(mounts))
+    cgroups._mounts.cache_clear()
+    try:
+        assert cgroups._mounts() == ((2, Path("/mnt/\udcfe"), "/"),)
+    finally:
+        cgroups._mounts.cache_clear()
