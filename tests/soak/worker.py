@@ -28,6 +28,7 @@ import acts_models as models  # noqa: E402
 import acts_streams as streams  # noqa: E402
 from stage import Stage, die_with_parent  # noqa: E402
 
+from mirrormap import kernel  # noqa: E402
 from support import held, libc  # noqa: E402
 
 ANYWHERE = [
@@ -67,6 +68,7 @@ def prepared(options: argparse.Namespace) -> None:
         signal.signal(number, count)
     libc.mallopt(-8, 1)  # one heap for all threads: another looks like a leak
     resource_tracker.ensure_running()
+    kernel.has_huge_files()  # the package's own tmpfs
     die_with_parent()
     options.folder.mkdir(parents=True, exist_ok=True)
     gc.collect()
