@@ -88,7 +88,7 @@ class AddressSpace:
 
 _ENTRY = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) "
-    r"([0-9a-f]{1,8}):([0-9a-f]{1,8}) ([0-9]{1,20}) *(.*)"
+    r"([0-9a-f]{1,5}):([0-9a-f]{1,5}) ([0-9]{1,20}) *(.*)"
 )
 _PAGE_SIZE = re.compile(r"KernelPageSize: +([0-9]{1,15}) kB")
 ENTRY_LINE = re.compile(f"^{_ENTRY.pattern}$", re.MULTILINE)

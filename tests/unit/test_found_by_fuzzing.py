@@ -57,6 +57,13 @@ def test_a_page_size_in_smaps_that_is_none(line: str) -> None:
     assert vma.page_nbytes == procmaps.PAGE_NBYTES
 
 
+def test_a_device_number_in_maps_that_is_none() -> None:
+    """It was an OverflowError of os.makedev()."""
+    assert not list(procmaps.parse_smaps("1000-2000 r--p 0 8:ffffffff 0\n"))
+    (vma,) = procmaps.parse_smaps("1000-2000 r--p 0 fff:fffff 0\n")
+    assert vma.dev
+
+
 def test_a_line_in_proc_self_cgroup_without_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "cgroup"
     own.write_text("\nnonsense\n0::/\n")
