@@ -7,9 +7,6 @@ import os
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-# Python 3.15 counts NumPy's threads among those that make a fork risky; the library ends them before one
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import pytest
 from hypothesis import HealthCheck, settings
 
