@@ -11,9 +11,9 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist sanitize soak clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist asan sanitize soak soak-counts fuzz clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/uv:
 	$(INTERPRETER) -m venv $(VENV)
@@ -95,9 +95,9 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 # tests of models and of programs of their own, which never load the package
 OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_cursor_protocol.py
 
-sanitize: export VIRTUAL_ENV := $(abspath $(ASAN))
-sanitize: export PATH := $(abspath $(ASAN))/bin:$(PATH)
-sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults injected
+asan sanitize soak: export VIRTUAL_ENV := $(abspath $(ASAN))
+asan sanitize soak: export PATH := $(abspath $(ASAN))/bin:$(PATH)
+asan: $(ASAN)/bin/uv
 	uv pip install --quiet --group build --group test numpy rich
 	$(ASAN)/bin/python -m $(RECORDING)
 	$(ASAN)/bin/python -m $(FILM)
@@ -105,14 +105,24 @@ sanitize: $(ASAN)/bin/uv ## run the tests under ASan and UBSan, with faults inje
 	uv pip install --quiet --no-build-isolation --no-deps --reinstall-package mirrormap \
 		-C setup-args=-Dfaults=true -C setup-args=-Dbuildtype=debugoptimized -C setup-args=-Db_ndebug=false \
 		-C setup-args=-Db_sanitize=address,undefined -C setup-args=-Db_lundef=false .
-	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 PYTHONMALLOC=malloc \
-		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
+
+SANITIZED = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 \
+	PYTHONMALLOC=malloc UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+sanitize: asan ## run the tests under ASan and UBSan, with faults injected
+	$(SANITIZED) python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
+
+FUZZED = $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
+fuzz: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.group-fuzz ## fuzz every parser and shared header, a minute each (SECONDS=600 TARGET=channel)
+	$(BIN)/python tests/fuzz/run.py $(FUZZED)
+
+soak: asan ## an hour of random operations on everything, with kills, signals, no memory, no huge pages (SECONDS=600 SEED=1)
+	$(SANITIZED) python tests/soak/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(EPISODE),--episode $(EPISODE)) $(SOAK_ARGS)
 
 SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
 	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
-soak: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
+soak-counts: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
 	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
-soak: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
+soak-counts: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
 	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py tests/model/test_heap_spin.py -k "larger or beside or longer"
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI

@@ -1,6 +1,7 @@
-"""The one wheel under every Python that is here: installed into a fresh environment each, and tested.
+"""The one wheel under every Python: installed into a fresh environment each, and tested.
 
-make pythons            every version from 3.11 on that is on PATH or under pyenv
+make pythons            every version from 3.11 on: on PATH, under pyenv, else in a root of Debian's; and a
+                        free-threaded one, which has a wheel of its own
 python matrix/pythons.py --tests tests/unit/test_ring.py
 """
 
@@ -17,14 +18,16 @@ import time
 from pathlib import Path
 
 import build
-from debian import run
+import elsewhere
+from debian import UnavailableError, run
 from rich.console import Console
 from rich.table import Table
 
-WANTED = ("3.11", "3.12", "3.13", "3.14", "3.15")
+WANTED = ("3.11", "3.12", "3.13", "3.14", "3.15", elsewhere.FREE_THREADED)
 TESTS = ["tests/unit", "tests/model", "tests/kernel"]
 # what they compare with may have no wheel for a new Python yet: those tests skip and say so
 NEEDED = ["numpy>=2", "rich>=13", "pytest>=9", "hypothesis>=6.150", "pytest-timeout>=2.3", "psutil>=6"]
+BUILDING = ["meson-python>=0.18", "meson>=1.4", "ninja"]
 COMPARED = ["matplotlib", "scipy", "pandas"]
 
 
@@ -41,23 +44,45 @@ def interpreter(version: str) -> Path | None:
     return None
 
 
-def tested(python: Path, wheel: Path, tests: list[str]) -> tuple[str, str]:
-    """How the tests ended, and the last lines if any failed."""
+def prepared(python: Path, wheel: Path, environment: Path) -> None:
+    """Make an environment with the package and what its tests import. Raises: UnavailableError."""
     uv = Path(sys.executable).with_name("uv")
-    with tempfile.TemporaryDirectory() as folder:
-        environment = Path(folder) / "venv"
-        run(uv, "venv", "--quiet", "--python", python, environment)
-        here = {**os.environ, "VIRTUAL_ENV": str(environment)}
-        install = [uv, "pip", "install", "--quiet", "--only-binary", ":all:"]
-        run(*install, *NEEDED, wheel, env=here)
-        for name in COMPARED:
-            subprocess.run([*install, name], env=here, capture_output=True, check=False)
-        command = [environment / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-        done = subprocess.run(command, cwd=build.ROOT, env=here, capture_output=True, text=True, check=False)
+    run(uv, "venv", "--quiet", "--python", python, environment)
+    path = f"{environment / 'bin'}:{os.environ['PATH']}"
+    here = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": path}
+    install = [uv, "pip", "install", "--quiet", "--only-binary", ":all:"]
+    run(*install, *NEEDED, env=here)
+    if python.name == f"python{elsewhere.FREE_THREADED}":
+        run(*install, *BUILDING, env=here)
+        # the stable ABI is not for interpreters without a lock
+        options = ["--no-build-isolation", "--no-deps", "-C", "setup-args=-Dpython.allow_limited_api=false"]
+        run(uv, "pip", "install", "--quiet", *options, build.ROOT, env=here)
+    else:
+        run(*install, wheel, env=here)
+    for name in COMPARED:
+        subprocess.run([*install, name], env=here, capture_output=True, check=False)
+
+
+def tested(version: str, wheel: Path, tests: list[str]) -> tuple[str, str, str]:
+    """Which Python it was, how the tests ended, and the last lines if any failed. Raises: UnavailableError."""
+    python = elsewhere.free_threaded() if version == elsewhere.FREE_THREADED else interpreter(version)
+    if python is None and version in elsewhere.SUITES:
+        done = elsewhere.inside(version, wheel, NEEDED, tests)
+    elif python is None:
+        raise UnavailableError("not on this machine")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = Path(folder) / "venv"
+            prepared(python, wheel, environment)
+            command = [environment / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+            here = {**os.environ, "VIRTUAL_ENV": str(environment)}
+            done = subprocess.run(
+                command, cwd=build.ROOT, env=here, capture_output=True, text=True, check=False
+            )
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
-    summary = re.sub(r"^=+ | =+$", "", last)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
-    return summary, "" if done.returncode == 0 else "\n".join(lines)
+    where = str(python) if python else f"Debian {elsewhere.SUITES[version]}"
+    return where, re.sub(r"^=+ | =+$", "", last), "" if done.returncode == 0 else "\n".join(lines) or last
 
 
 def main() -> int:
@@ -69,18 +94,18 @@ def main() -> int:
     parser.add_argument("--python", nargs="+", default=list(WANTED), choices=WANTED)
     options = parser.parse_args()
     console, wheel = Console(), build.wheel()
-    shown = Table("Python", "tests", "seconds", title=wheel.name)
+    shown = Table("Python", "of", "tests", "seconds", title=wheel.name)
     failed = False
     for version in options.python:
-        python = interpreter(version)
-        if python is None:
-            shown.add_row(version, "not on this machine", "")
-            continue
         begun = time.monotonic()
-        with console.status(f"{version}: {python}"):
-            summary, trouble = tested(python, wheel, options.tests)
+        try:
+            with console.status(version):
+                where, summary, trouble = tested(version, wheel, options.tests)
+        except UnavailableError as error:
+            shown.add_row(version, str(error), "", "")
+            continue
         failed |= bool(trouble)
-        shown.add_row(version, summary, f"{time.monotonic() - begun:.0f}")
+        shown.add_row(version, where, summary, f"{time.monotonic() - begun:.0f}")
         if trouble:
             console.print(trouble, markup=False, highlight=False)
     console.print(shown)

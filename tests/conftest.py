@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import gc
-import mmap
 import os
-import platform
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from mirrormap import kernel
-from support import HUGE_POOLS, default_huge_nbytes, give_back_huge_pages, libc, reserved
+from support import default_huge_nbytes, give_back_huge_pages, held, libc, reserved
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -26,7 +23,6 @@ settings.register_profile("dev", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-GUARD_NBYTES = max(mmap.PAGESIZE, 1 << 16) if platform.machine() == "aarch64" else mmap.PAGESIZE
 # one heap for all threads: glibc reserves another for each otherwise, which looks like a leak
 libc.mallopt(-8, 1)
 # multiprocessing's own helper process and its pipe stay for the session; start them before counting
@@ -56,32 +52,6 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """The fault tests lose huge pages when an unmapping is made to fail; the pool gets them back."""
     give_back_huge_pages()
-
-
-def held() -> dict[str, int]:
-    """What this process holds that a test may not leave behind."""
-    gc.collect()
-    views = reservations = 0
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        where, letters = line.split(maxsplit=2)[:2]
-        views += letters[3] == "s"
-        if letters == "---p" and line.endswith(" 0 "):  # of no object and no name
-            start, end = where.split("-")
-            # smaller ones are the guards of thread stacks, which glibc keeps for the next thread
-            reservations += int(end, 16) - int(start, 16) > GUARD_NBYTES
-    return {
-        "views of shared memory": views,
-        "reservations": reservations,
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "huge pages": sum(
-            int((pool / "nr_hugepages").read_text())
-            - int((pool / "free_hugepages").read_text())
-            + int((pool / "resv_hugepages").read_text())
-            for pool in HUGE_POOLS.glob("hugepages-*")
-        )
-        if os.geteuid() == 0
-        else 0,
-    }
 
 
 @pytest.fixture(autouse=True)

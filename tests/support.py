@@ -30,6 +30,7 @@ PAGE = mmap.PAGESIZE
 PATIENCE_S = 900 if os.environ.get("HYPOTHESIS_PROFILE") == "emulated" else 120
 TESTS = Path(__file__).parent
 HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
+GUARD_NBYTES = max(mmap.PAGESIZE, 1 << 16) if platform.machine() == "aarch64" else mmap.PAGESIZE
 
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 RW = PROT_READ | PROT_WRITE
@@ -217,6 +218,32 @@ def dies_by(script: str) -> int:
     done = run_python("import faulthandler; faulthandler.disable()\n" + script)
     assert done.returncode < 0, f"{done.returncode}: {done.stderr}"
     return -done.returncode
+
+
+def held() -> dict[str, int]:
+    """What this process holds that a test may not leave behind."""
+    gc.collect()
+    views = reservations = 0
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        where, letters = line.split(maxsplit=2)[:2]
+        views += letters[3] == "s"
+        if letters == "---p" and line.endswith(" 0 "):  # of no object and no name
+            start, end = where.split("-")
+            # smaller ones are the guards of thread stacks, which glibc keeps for the next thread
+            reservations += int(end, 16) - int(start, 16) > GUARD_NBYTES
+    return {
+        "views of shared memory": views,
+        "reservations": reservations,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "huge pages": sum(
+            int((pool / "nr_hugepages").read_text())
+            - int((pool / "free_hugepages").read_text())
+            + int((pool / "resv_hugepages").read_text())
+            for pool in HUGE_POOLS.glob("hugepages-*")
+        )
+        if os.geteuid() == 0
+        else 0,
+    }
 
 
 _initial: dict[Path, int] = {}

@@ -46,7 +46,7 @@ def _mounts() -> tuple[tuple[int, Path, str], ...]:
     """(version, where it is mounted, which part of the hierarchy that shows)."""
     found: list[tuple[int, Path, str]] = []
     try:
-        with open(_MOUNTS) as file:
+        with open(_MOUNTS, errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:
         return ()
@@ -62,12 +62,12 @@ def _mounts() -> tuple[tuple[int, Path, str], ...]:
 def _folder(version: int, mount: Path, root: str) -> Path | None:
     """This process's own group."""
     try:
-        with open(_OWN) as file:
+        with open(_OWN, errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:
         return None
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if (controllers == "") if version == 2 else ("memory" in controllers.split(",")):
             inside = os.path.relpath(path, root) if root != "/" else path.lstrip("/")
             folder = mount / inside

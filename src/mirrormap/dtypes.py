@@ -23,7 +23,13 @@ def dtype_from(value: Any) -> np.dtype[Any]:
 
     Raises: TypeError, ValueError, KeyError, IndexError, RecursionError for what names none.
     """
-    return npy.descr_to_dtype(_descr(value))
+    try:
+        found = npy.descr_to_dtype(_descr(value))
+    except SyntaxError as error:  # NumPy reads some names, such as ",f4", as Python
+        raise ValueError(f"{value!r} names no dtype") from error
+    if found.subdtype is not None:  # no array has such a dtype: its dimensions are the array's
+        raise ValueError(f"{value!r} names several items")
+    return found
 
 
 def _descr(value: Any) -> Any:

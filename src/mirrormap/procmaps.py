@@ -82,15 +82,15 @@ class AddressSpace:
                     raise
                 self._parsed = list(parse_smaps(Path("/proc/self/smaps").read_text(errors="replace")))
         index = bisect.bisect_right(self._parsed, address, key=lambda vma: vma.end)
-        if index == len(self._parsed):
-            return None
-        vma = self._parsed[index]
-        return vma if following or vma.start <= address else None
+        vma = self._parsed[index] if index < len(self._parsed) else None
+        return vma if vma is None or following or vma.start <= address else None
 
 
 _ENTRY = re.compile(
-    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)"
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) "
+    r"([0-9a-f]{1,5}):([0-9a-f]{1,5}) ([0-9]{1,20}) *(.*)"
 )
+_PAGE_SIZE = re.compile(r"KernelPageSize: +([0-9]{1,15}) kB")
 ENTRY_LINE = re.compile(f"^{_ENTRY.pattern}$", re.MULTILINE)
 
 
@@ -98,8 +98,7 @@ def parse_smaps(text: str) -> Iterator[VmaInfo]:
     """Entries of an smaps text; a maps text too, with ordinary page sizes."""
     vma: VmaInfo | None = None
     for line in text.split("\n"):  # a name may hold what splitlines() takes for the end of a line
-        match = _ENTRY.fullmatch(line)
-        if match is not None:
+        if (match := _ENTRY.fullmatch(line)) is not None:
             if vma is not None:
                 yield vma
             start, end, r, w, x, s, offset, major, minor, inode, name = match.groups()
@@ -111,8 +110,8 @@ def parse_smaps(text: str) -> Iterator[VmaInfo]:
                 s == "s", PAGE_NBYTES, int(offset, 16),
                 os.makedev(int(major, 16), int(minor, 16)), int(inode), name,
             )  # fmt: skip
-        elif vma is not None and line.startswith("KernelPageSize:"):
-            vma = vma._replace(page_nbytes=int(line.split()[1]) << 10)
+        elif vma is not None and (size := _PAGE_SIZE.fullmatch(line)) is not None:
+            vma = vma._replace(page_nbytes=int(size[1]) << 10)
     if vma is not None:
         yield vma
 

@@ -235,7 +235,11 @@ class Ring(Attached, SelfClosing):
 
     def _take(self) -> None:
         """Take the writer's place, which a dead writer has left or nobody holds."""
-        take_writer(self, "ring", "writes", "writer")
+        try:
+            take_writer(self, "ring", "writes", "writer")
+        except BusyError:
+            if not self._holds:  # else another thread has taken it for this object just now
+                raise
 
     def _refuse_busy(self, waiting: bool) -> None:
         if waiting:

@@ -19,8 +19,7 @@ from hypothesis.stateful import (
 )
 
 import mirrormap as mm
-from conftest import held
-from support import PAGE, default_huge_nbytes, entries, protections, reserved
+from support import PAGE, default_huge_nbytes, entries, held, protections, reserved
 
 LIMIT_PAGES = 6
 

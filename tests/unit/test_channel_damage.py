@@ -66,16 +66,18 @@ def prepared(path: Path, *, overwrite: bool) -> None:
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_random_damage_never_crashes_the_opener(tmp_path: Path, overwrite: bool, soak: bool) -> None:
-    path = tmp_path / "channel"
+    damage(random.Random(7), tmp_path / "channel", 20_000 if soak else 400, overwrite=overwrite)
+
+
+def damage(rng: random.Random, path: Path, rounds: int, *, overwrite: bool) -> None:
     prepared(path, overwrite=overwrite)
     sound = path.read_bytes()
-    rng = random.Random(7)
     interesting = [
         lambda: rng.randrange(80), lambda: 4096 + rng.randrange(64 * 8), lambda: CONTROL_NBYTES + rng.randrange(400),
         lambda: CONTROL + rng.randrange(3 * PAGE), lambda: CONTROL + rng.randrange(3 * PAGE // 64) * 64 + rng.randrange(64),
         lambda: rng.randrange(CONTROL),
     ]  # fmt: skip
-    for _ in range(20_000 if soak else 400):
+    for _ in range(rounds):
         damaged = bytearray(sound)
         for _ in range(rng.choice([1, 1, 2, 8])):
             damaged[rng.choice(interesting)()] = rng.choice([0, 255, 1, rng.randrange(256)])
@@ -144,10 +146,14 @@ def send_for_ever(channel: mm.Channel) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_process_that_scribbles_over_the_memory_harms_nobody(overwrite: bool, soak: bool) -> None:
     """Wrong bytes and exceptions are what may come of it; no crash, no hang. Twice 10 s, in a soak twice 5 minutes."""
-    until = time.monotonic() + (300 if soak else 10)
+    withstand(1, 300 if soak else 10, overwrite=overwrite)
+
+
+def withstand(seed: int, seconds: float, *, overwrite: bool) -> None:
+    until = time.monotonic() + seconds
     with mm.Channel("64KiB", overwrite=overwrite) as channel:
         children = [
-            FORK.Process(target=scribble, args=(channel, 1), daemon=True),
+            FORK.Process(target=scribble, args=(channel, seed), daemon=True),
             FORK.Process(target=send_for_ever, args=(channel,), daemon=True),
         ]
         for child in children:

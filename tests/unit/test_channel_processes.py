@@ -317,13 +317,17 @@ def test_a_message_being_written_by_a_dead_sender_is_never_seen() -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_kills_of_all_sides_lose_and_tear_nothing(overwrite: bool, inflight: int | None, soak: bool) -> None:
     """Random kill -9 of sender, busy receiver and idle receiver, a replacement each time; a soak has 2,000."""
-    rng = random.Random(overwrite)
+    print(
+        kill_all_sides(random.Random(overwrite), 170 if soak else 9, overwrite=overwrite, inflight=inflight)
+    )
+
+
+def kill_all_sides(rng: random.Random, rounds: int, *, overwrite: bool, inflight: int | None) -> str:
     with (
         mm.Channel("64KiB", overwrite=overwrite, max_inflight=inflight) as channel,
         channel.receiver() as receiver,
     ):
         seen = missed = 0
-        rounds = 170 if soak else 9
         for _ in range(rounds):
             others = [started(consume_for_ever, channel), started(consume_for_ever, channel)]
             if rng.random() < 0.5:
@@ -360,7 +364,7 @@ def test_kills_of_all_sides_lose_and_tear_nothing(overwrite: bool, inflight: int
         assert seen + missed == channel.sequence
         assert seen
         assert overwrite or not missed
-        print(f"{3 * rounds} kills, {channel.sequence:,} messages, {seen:,} seen, {missed:,} missed")
+        return f"{3 * rounds} kills, {channel.sequence:,} messages, {seen:,} seen, {missed:,} missed"
 
 
 def work(channel: mm.Channel, connection: Any, seed: int) -> None:
@@ -383,8 +387,10 @@ def work(channel: mm.Channel, connection: Any, seed: int) -> None:
 def test_a_dead_worker_s_messages_go_to_another(soak: bool) -> None:
     """Workers are killed at any instant while one lives; every message is finished, and only what a worker had in
     its hands when it died may be finished twice or go unreported."""
-    rng = random.Random(9)
-    kills = 500 if soak else 25
+    print(kill_workers(random.Random(9), 500 if soak else 25))
+
+
+def kill_workers(rng: random.Random, kills: int) -> str:
     done: dict[int, int] = {}
     with mm.Channel("64KiB") as channel:
         first = channel.receiver("oldest", group="work")
@@ -447,9 +453,7 @@ def test_a_dead_worker_s_messages_go_to_another(soak: bool) -> None:
     assert not set(done) - set(range(last))
     twice = [number for number, count in done.items() if count > 1]
     assert len(twice) <= lost_at_most
-    print(
-        f"{kills} kills, {last:,} messages, {len(unreported)} finished unreported, {len(twice)} finished twice"
-    )
+    return f"{kills} kills, {last:,} messages, {len(unreported)} finished unreported, {len(twice)} finished twice"
 
 
 def test_what_was_sent_survives_kill_9_in_a_file(tmp_path: Path) -> None:
@@ -485,7 +489,11 @@ def stream(channel: mm.Channel, total: int, longest: int) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_every_message_between_two_processes_is_seen_or_counted(overwrite: bool, soak: bool) -> None:
     """Random lengths up to half the capacity, checksums; a million of them in a soak."""
-    total = 1_000_000 if soak else 100_000
+    seen, missed = pass_messages(1_000_000 if soak else 100_000, overwrite=overwrite)
+    print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed, none torn")
+
+
+def pass_messages(total: int, *, overwrite: bool) -> tuple[int, int]:
     seen = missed = 0
     with mm.Channel("256KiB", overwrite=overwrite) as channel, channel.receiver() as receiver:
         child = started(stream, channel, total, 1 << 17)
@@ -505,7 +513,7 @@ def test_every_message_between_two_processes_is_seen_or_counted(overwrite: bool,
             receiver.receive(60)
         ended(child)
     assert seen + missed == total
-    print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed, none torn")
+    return seen, missed
 
 
 def test_64_receivers_in_processes() -> None:

@@ -136,7 +136,11 @@ def stream(ring: mm.Ring, total: int) -> None:
 def test_every_item_between_two_processes_is_seen_or_counted(overwrite: bool, soak: bool) -> None:
     """10^9 items (10^10 in a soak): lossless, none is lost or torn; overwriting, none is torn and every missed one counted."""
     total = 10**10 if soak else 10**9
-    rng = random.Random(5)
+    seen, missed = pass_items(random.Random(5), total, overwrite=overwrite)
+    print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed")
+
+
+def pass_items(rng: random.Random, total: int, *, overwrite: bool) -> tuple[int, int]:
     seen = missed = 0
     with mm.Ring(1 << 16, "i8", overwrite=overwrite) as ring, ring.reader() as reader:
         writer = started(stream, ring, total)
@@ -162,7 +166,7 @@ def test_every_item_between_two_processes_is_seen_or_counted(overwrite: bool, so
         writer.close()
     assert seen + missed == total
     assert seen
-    print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed")
+    return seen, missed
 
 
 # --- fork ------------------------------------------------------------------------------------------
@@ -249,10 +253,13 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_kills_of_either_side_lose_nothing_that_was_committed(overwrite: bool, soak: bool) -> None:
     """Random blocks, random kill -9 of both sides, a replacement each time; 1,000 kills of a soak are for both ways."""
-    rng = random.Random(overwrite)
+    kill_either_side(random.Random(overwrite), 500 if soak else 25, overwrite=overwrite)
+
+
+def kill_either_side(rng: random.Random, rounds: int, *, overwrite: bool) -> None:
     with mm.Ring(5000, "i8", overwrite=overwrite) as ring, ring.reader() as reader:
         read = 0
-        for number in range(500 if soak else 25):
+        for number in range(rounds):
             writer = started(produce_for_ever, ring, number)
             consumer = started(consume_for_ever, ring)
             until = time.monotonic() + rng.uniform(0.005, 0.05)
@@ -355,12 +362,14 @@ def opened(path: Path) -> None:
 def test_headers_with_random_damage_never_crash_the_opener(
     tmp_path: Path, overwrite: bool, soak: bool
 ) -> None:
-    path = tmp_path / "ring"
+    damage_headers(random.Random(7), tmp_path / "ring", 50_000 if soak else 1500, overwrite=overwrite)
+
+
+def damage_headers(rng: random.Random, path: Path, rounds: int, *, overwrite: bool) -> None:
     with mm.Ring(100, "i4", 3, path=path, overwrite=overwrite) as ring:
         ring.extend(np.arange(90).reshape(30, 3))
     sound = path.read_bytes()
-    rng = random.Random(7)
-    for _ in range(50_000 if soak else 1500):
+    for _ in range(rounds):
         damaged = bytearray(sound)
         for _ in range(rng.choice([1, 1, 2, 8])):
             at = rng.choice(

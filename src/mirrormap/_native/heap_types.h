@@ -1,5 +1,5 @@
 /* The heap's Python objects. Its state may be touched only while heap_open says so: the heap belongs to
- * the process that made it, and everything here runs with the interpreter's lock held. */
+ * the process that made it, and everything here runs with the interpreter's lock held, or that of guard.c. */
 #ifndef MIRRORMAP_HEAP_TYPES_H
 #define MIRRORMAP_HEAP_TYPES_H
 

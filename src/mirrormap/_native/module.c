@@ -1,11 +1,13 @@
 /* The extension: a table of calls and the types. */
 #define _GNU_SOURCE
 #include "channel.h"
+#include "guard.h"
 #include "heap_record.h"
 #include "ring.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject *base, PyTypeObject **keep)
 {
+    guard_type(spec);
     PyObject *type = PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
     if (type == NULL)
         return -1;
@@ -46,12 +48,16 @@ static int exec_core(PyObject *module)
         || add_type(module, "FrozenRef", &frozen_ref_spec, NULL, &frozen_ref_type) < 0
         || add_type(module, "FrozenRecord", &frozen_record_spec, NULL, &frozen_record_type) < 0 || record_setup() < 0)
         return -1;
+    guard_type(&pin_spec);
     pin_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pin_spec, NULL); /* nobody makes one by name */
     return pin_type != NULL ? 0 : -1;
 }
 
 static PyModuleDef_Slot core_slots[] = {
     {Py_mod_exec, exec_core},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
     {0, NULL},
 };
 
@@ -68,5 +74,11 @@ PyMODINIT_FUNC PyInit__core(void); /* the headers leave the prototype out */
 
 PyMODINIT_FUNC PyInit__core(void)
 {
+    static bool guarded;
+    if (guard_setup() < 0)
+        return NULL;
+    if (!guarded)
+        guard_methods(call_methods);
+    guarded = true;
     return PyModuleDef_Init(&core_module);
 }

@@ -109,7 +109,7 @@ bool is_timeout(PyObject *timeout)
 }
 
 /* _seize_writer(expected, owner) -> was the writer's place `expected`, and is it `owner` now? */
-static PyObject *places_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given)
+PyObject *places_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     int64_t number[2];
     Places *places = places_open(self);

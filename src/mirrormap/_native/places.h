@@ -31,6 +31,7 @@ bool spin_until(struct patience *patience, bool (*is_there)(void *), void *what)
 extern long this_process;
 
 Places *places_open(PyObject *self);   /* NULL: closed, exception set */
+PyObject *places_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given);
 /* Sleep on a flag for some milliseconds, unless its word is no longer what mm_want() returned. -1: a
  * signal handler raised. */
 int sleep_on(_Atomic uint32_t *flag, uint32_t word, int64_t milliseconds);

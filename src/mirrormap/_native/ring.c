@@ -201,9 +201,24 @@ static PyObject *get_regions(PyObject *self, void *unused)
     return ring != NULL ? PyTuple_Pack(3, ring->places.control, ring->data, ring->shown) : NULL;
 }
 
+/* As of Places. It is ours from this very moment, for the other threads too; a reservation that an earlier holder
+ * had open is none. */
+static PyObject *ring_seize_writer(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    PyObject *seized = places_seize_writer(self, args, given);
+    Ring *ring = ring_of(self);
+    if (seized == Py_True && PyObject_IsTrue(args[1]) == 1) {
+        ring->places.holder = this_process;
+        ring->reserved = 0;
+        ring->limit = 0;
+    }
+    return seized;
+}
+
 static PyMethodDef ring_methods[] = {
     {"_attach", ring_attach, METH_VARARGS, NULL},
     {"_detach", ring_detach, METH_NOARGS, NULL},
+    {"_seize_writer", FASTCALL(ring_seize_writer), NULL},
     {"append", (PyCFunction)(void (*)(void))ring_append, METH_FASTCALL | METH_KEYWORDS, append_doc},
     {"extend", (PyCFunction)(void (*)(void))ring_extend, METH_FASTCALL | METH_KEYWORDS, extend_doc},
     {"reserve", (PyCFunction)(void (*)(void))ring_reserve, METH_FASTCALL | METH_KEYWORDS, reserve_doc},

@@ -18,9 +18,6 @@ static Ring *writer_open(PyObject *self)
         if (taken == NULL)
             return NULL;
         Py_DECREF(taken);
-        ring->places.holder = this_process;
-        ring->reserved = 0;
-        ring->limit = 0;
     }
     if (ring->places.busy || ring->reserved != 0) {
         PyObject *unused = PyObject_CallMethod(self, "_refuse_busy", "O", ring->places.busy ? Py_True : Py_False);

@@ -49,12 +49,19 @@ def opened(path: Path) -> Sound:
             if dtype is None:
                 raise MirrorError(f"{path}: samples of {8 * file.getsampwidth()} bit; 8, 16 or 32 are read")
             return Sound(str(path), dtype, file.getnchannels(), file.getframerate(), file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        wave.Error,
+    ) as error:  # the second last: a chunk longer than the file
         raise MirrorError(f"{path}: {str(error) or 'no WAV file'}") from None
 
 
 def blocks(sound: Sound, count: int) -> Iterator[NDArray[Any]]:
     """The samples, up to `count` at a time, of shape (n, channels)."""
     with wave.open(sound.path, "rb") as file:
+        nbytes = file.getsampwidth() * sound.channels
         while data := file.readframes(count):
-            yield np.frombuffer(data, sound.dtype).reshape(-1, sound.channels)
+            whole = len(data) // nbytes * nbytes  # a file may end within a frame
+            yield np.frombuffer(data[:whole], sound.dtype).reshape(-1, sound.channels)

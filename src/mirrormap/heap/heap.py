@@ -63,9 +63,10 @@ class Heap(HeapBase, Closing):
     cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
     64 MiB, as best effort: others take memory meanwhile.
 
-    A context manager. Every call, and every step of a collection, holds the interpreter's lock
-    throughout, so threads may share a heap. It belongs to the process that made it: in a forked child its
-    calls raise ClosedError; arrays taken before the fork show what the parent makes of those pages.
+    A context manager. Every call, and every step of a collection, holds the interpreter's lock (the
+    package's own, where the interpreter has none) throughout, so threads may share a heap. It belongs to
+    the process that made it: in a forked child its calls raise ClosedError; arrays taken before the fork
+    show what the parent makes of those pages.
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
