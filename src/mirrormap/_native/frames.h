@@ -42,7 +42,7 @@ struct mm_tally {
 struct mm_group {
     _Alignas(MM_LINE) _Atomic uint64_t key; /* a digest of its name; 0: free */
     _Atomic uint64_t cursor;   /* the next message to be taken, and the slot that took the last; see groups.c */
-    _Atomic uint64_t sequence; /* of that message, as the last taker knew it */
+    _Atomic uint64_t sequence; /* of that message, as far as its takers have said; see worker.c */
     char name[40];             /* cut short; for people */
 };
 
