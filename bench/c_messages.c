@@ -9,6 +9,8 @@
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/syscall.h>
@@ -221,6 +223,70 @@ static PyObject *limit_consume(PyObject *self, PyObject *args)
     return sums;
 }
 
+/* --- how far apart two processors are --- */
+
+enum { TRIPS = 500 };
+
+struct line {
+    _Alignas(128) _Atomic uint32_t there;
+    _Alignas(128) _Atomic uint32_t back;
+    int processor;
+};
+
+static void stay_on(int processor)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(processor, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+static void *answer(void *argument)
+{
+    struct line *line = argument;
+    stay_on(line->processor);
+    for (uint32_t i = 0; i <= TRIPS; i++) {
+        while (atomic_load_explicit(&line->there, memory_order_acquire) != i + 1)
+            ;
+        atomic_store_explicit(&line->back, i + 1, memory_order_release);
+    }
+    return NULL;
+}
+
+/* line(one, other) -> nanoseconds in which a cache line goes to another processor and comes back, at best */
+static PyObject *line_between(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int one, other;
+    if (!PyArg_ParseTuple(args, "ii", &one, &other))
+        return NULL;
+    struct line line = {.processor = other};
+    cpu_set_t before;
+    pthread_t thread;
+    double best = 1e9;
+    sched_getaffinity(0, sizeof before, &before);
+    if (pthread_create(&thread, NULL, answer, &line) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    stay_on(one);
+    for (uint32_t i = 0; i <= TRIPS; i++) {
+        double start = now();
+        atomic_store_explicit(&line.there, i + 1, memory_order_release);
+        while (atomic_load_explicit(&line.back, memory_order_acquire) != i + 1)
+            if (i == 0)
+                sched_yield(); /* it may still be on this processor */
+        double took = now() - start;
+        best = i != 0 && took < best ? took : best;
+    }
+    pthread_join(thread, NULL);
+    sched_setaffinity(0, sizeof before, &before);
+    return PyFloat_FromDouble(best * 1e9);
+}
+
+static PyMethodDef module_methods[] = {
+    {"line", line_between, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyMethodDef limit_methods[] = {
     {"reserve", limit_reserve, METH_O, NULL},
     {"commit", limit_commit, METH_NOARGS, NULL},
@@ -241,7 +307,8 @@ static PyTypeObject limit_type = {
     .tp_methods = limit_methods,
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "c_messages", .m_size = -1};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "c_messages", .m_size = -1,
+                                        .m_methods = module_methods};
 
 PyMODINIT_FUNC PyInit_c_messages(void)
 {

@@ -101,9 +101,11 @@ class Messages(Transport):
     inflight: int | None = None
 
     def __init__(self, nbytes: int, slots: int, spin_us: float | None = None) -> None:
-        self.nbytes, large = nbytes, nbytes >= MIB
-        capacity = slots * (nbytes + 192) if not large else 2 * (nbytes + 256)
-        self.channel = mm.Channel(max(capacity, 1 << 16), max_inflight=2 if large else None, spin_us=spin_us)
+        self.nbytes = nbytes
+        inflight = 2 if nbytes >= MIB else None
+        self.channel = mm.Channel(
+            max(slots * (nbytes + 192), 1 << 16), max_inflight=inflight, spin_us=spin_us
+        )
 
     def sender(self) -> Produce:
         channel, nbytes = self.channel.sender(), self.nbytes

@@ -84,7 +84,7 @@ class Channel(SelfClosing):
         overwrite: False: the sender waits for the slowest receiver, and nothing is lost. True: it never
             waits, the oldest messages give way, and a slow receiver gets Overrun.
         max_inflight: messages that may be unread at a time. A few, 2 say, keep large ones in the caches:
-            their places are used again at once. None: as many as fit.
+            their places are used again as soon as 8 MiB are. None: as many as fit.
         spin_us: microseconds to look for a message or for room before going to sleep, and to offer the
             processor to others once; None: 30, and 0 on one processor. This object's, not the channel's.
         page_size: as in Pages.

@@ -57,7 +57,7 @@ GEOMETRY_NBYTES: Final = CONTROL_NBYTES // 4
 SLICE_SECONDS: Final = 0.1
 """How long a wait goes on at first without looking whether the other side still lives."""
 
-LONGEST_SLICE_SECONDS: Final = 0.5
+LONGEST_SLICE_SECONDS: Final = 1.0
 """And at most, later on."""
 
 _HEAD: Final = struct.Struct("<8sIIQQQII")  # magic, version, checksum, sizes, flags, length of the text
@@ -158,7 +158,7 @@ class Deadline:
         They grow: who has waited for long costs nothing, and hears of a death within LONGEST_SLICE_SECONDS.
         """
         left, length = self._end - time.monotonic(), self._slice
-        self._slice = min(2 * length, LONGEST_SLICE_SECONDS)
+        self._slice = min(3 * length, LONGEST_SLICE_SECONDS)
         return 0 if left <= 0 else math.ceil(min(left, length) * 1e3)
 
 

@@ -72,7 +72,8 @@ class Overrun(MirrorError):  # noqa: N818
     """The writer was faster: items or messages were overwritten before, or while, they were looked at.
 
     Attributes:
-        missed: how many. The reader or receiver, if it was one, stands at the oldest intact one now.
+        missed: how many. The reader or receiver, if it was one, stands at the oldest intact one now. In a
+            group whose workers race, what one of them took just before may be counted too, never too few.
     """
 
     def __init__(self, missed: int) -> None:

@@ -169,21 +169,22 @@ class Receiver(ReceiverBase, SelfClosing):
 
     async def __anext__(self) -> Message:
         self._done()
+        deadline = Deadline(None)
         while (message := self._try()) is None:
-            if not await self._arrival():
+            if not await self._arrival(deadline.slice_ms() / 1e3):
                 self._look_round()
         return self._give(message)
 
-    async def _arrival(self) -> bool:
-        """Wait for a message for a while. Returns: whether there may be one."""
+    async def _arrival(self, seconds: float) -> bool:
+        """Wait for a message for so long. Returns: whether there may be one."""
         loop = asyncio.get_running_loop()
         if self._slot < 0 or not self._here or self._network not in (0, self._here):
-            # abstract sockets do not reach into another network namespace
+            # abstract sockets do not reach into another network namespace; the end of the loop waits for this
             return await loop.run_in_executor(None, self._wait_data, int(SLICE_SECONDS * 1e3))
         if self._bell is None:
             self._bell = Bell()
         self._bell.watch(loop)
-        return self._want_bell(self._bell.address) or await self._bell.rung(SLICE_SECONDS)
+        return self._want_bell(self._bell.address) or await self._bell.rung(seconds)
 
     # --- groups: called from C -----------------------------------------------------------
 

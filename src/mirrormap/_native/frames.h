@@ -42,7 +42,7 @@ struct mm_tally {
 struct mm_group {
     _Alignas(MM_LINE) _Atomic uint64_t key; /* a digest of its name; 0: free */
     _Atomic uint64_t cursor;   /* the next message to be taken, and the slot that took the last; see groups.c */
-    _Atomic uint64_t sequence; /* of that message, as the last taker knew it */
+    _Atomic uint64_t sequence; /* of that message, as far as its takers have said; see worker.c */
     char name[40];             /* cut short; for people */
 };
 
@@ -106,7 +106,13 @@ bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint32_t n
 bool mm_group_done(struct mm_control *shared, int slot, uint64_t position);
 /* What a slot has taken and not done with. False: nothing. */
 bool mm_group_held(struct mm_control *shared, struct mm_group *group, int slot, uint64_t *start, uint64_t *end);
+/* Whom to ask: one of a group has arrived too, after it named the group. The sender's own, zero at first. */
+struct mm_needs {
+    struct mm_crowd crowd;
+    uint32_t arrivals;
+    uint32_t groups; /* a bit for each that has a name */
+};
 /* The lowest position of any reader and any group; UINT64_MAX without. */
-uint64_t mm_needed(const struct mm_stream *stream);
+uint64_t mm_needed(const struct mm_stream *stream, struct mm_needs *needs);
 
 #endif

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { MUCH = 4 }; /* that part of the data */
+enum { MUCH = 4, /* that part of the data */ WARM = 8 << 20 };
 
 static Sender *sender_of(PyObject *object)
 {
@@ -61,8 +61,9 @@ static PyObject *sender_begin(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 /* --- room --- */
 
-/* Where a frame goes: at the next place, or with few messages in flight at the start of the data again as
- * soon as those would fit there, so that the same pages stay in the caches. */
+/* Where a frame goes: at the next place, or with few messages in flight at the start of the data again as soon as
+ * those fit there and WARM bytes are used, so that the same pages stay in the cache that all processors share. Sooner
+ * is slower: what the receiver has just read would have to be taken back out of its own cache, line by line. */
 static uint64_t chosen_start(Sender *sender, uint64_t frame_nbytes)
 {
     uint64_t start = sender->next.start, nbytes = sender->end.stream.nbytes;
@@ -72,7 +73,7 @@ static uint64_t chosen_start(Sender *sender, uint64_t frame_nbytes)
         sender->largest = frame_nbytes;
     uint64_t offset = start % nbytes;
     if (sender->largest > nbytes / sender->inflight || offset < frame_nbytes
-        || offset + frame_nbytes <= sender->largest * sender->inflight)
+        || offset + frame_nbytes <= sender->largest * sender->inflight || offset + frame_nbytes <= WARM)
         return start;
     return start - offset + nbytes;
 }
@@ -85,7 +86,7 @@ static bool has_room(Sender *sender, bool anew)
     const struct mm_control *shared = sender->end.stream.shared;
     uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_acquire);
     if (anew || arrivals != sender->arrivals || sender->needed < sender->required) {
-        sender->needed = mm_needed(&sender->end.stream);
+        sender->needed = mm_needed(&sender->end.stream, &sender->needs);
         sender->arrivals = arrivals;
     }
     return sender->needed >= sender->required;

@@ -135,6 +135,15 @@ static PyObject *pop_pending(const Receiver *receiver)
     return message;
 }
 
+/* All messages below `sequence` were taken, or told as missed. Who took later may have said so before: it only grows.
+ * Until who moved the cursor has come here, another may count what that one took as missed; never the other way. */
+static void count_up_to(struct mm_group *group, uint64_t sequence)
+{
+    uint64_t before = atomic_load(&group->sequence);
+    while (before < sequence && !atomic_compare_exchange_weak(&group->sequence, &before, sequence))
+        ;
+}
+
 /* Nothing could be taken at the cursor, and not because there is nothing. True: look again. */
 static bool get_past(PyObject *self, Receiver *receiver, enum found found, uint64_t word)
 {
@@ -154,7 +163,7 @@ static bool get_past(PyObject *self, Receiver *receiver, enum found found, uint6
     uint64_t before = atomic_load(&receiver->group->sequence);
     if (!mm_group_skip(shared, receiver->group, number_of(receiver), word, position))
         return true;
-    atomic_store(&receiver->group->sequence, sequence);
+    count_up_to(receiver->group, sequence);
     return receiver_missed(self, receiver, before, sequence);
 }
 
@@ -214,8 +223,7 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
             tell_sender(receiver); /* it may have seen the place that was not ours after all */
             continue;
         }
-        if (sequence != 0)
-            atomic_store(&receiver->group->sequence, sequence);
+        count_up_to(receiver->group, sequence);
         atomic_store_explicit(&shared->slots[slot].sequence, sequence, memory_order_relaxed);
         int64_t count = make_messages(self, receiver, slot, start, end);
         if (count > 0)
