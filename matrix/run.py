@@ -45,7 +45,9 @@ def script(tests: str) -> str:
     ]
     lines += ["echo @@ROUTES@@", "uname -r", "python3 -m mirrormap check --json", "echo @@END@@"]
     for user, prefix in USERS.items():
+        # in an unpacked root nobody has a name, and pytest would give both the same folder
         options = f"-q -p no:cacheprovider -m 'not timing' --timeout 900 --junitxml /tmp/{user}.xml"
+        options += f" --basetemp /tmp/of-{user}"
         lines += [f"echo @@RUN {user}@@", f"{prefix}python3 -m pytest {options} {tests}"]
         lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml", "echo; echo @@END@@"]
     return "\n".join(lines)
@@ -67,7 +69,9 @@ def counted(xml: str) -> dict[str, Any]:
         if skip is not None:
             reason = str(skip.get("message"))
             skips[reason] = skips.get(reason, 0) + 1
-        if trouble := next((found for kind in FAILED if (found := case.find(kind)) is not None), None):
+        # an element without children is false, so it is asked for by identity
+        trouble = next((found for kind in FAILED if (found := case.find(kind)) is not None), None)
+        if trouble is not None:
             failures.append(
                 f"{case.get('classname')}::{case.get('name')}: {str(trouble.get('message'))[:300]}"
             )

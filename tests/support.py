@@ -149,10 +149,11 @@ def is_mapped(address: int, nbytes: int = PAGE) -> bool:
     return any(libc.mincore(start, PAGE, ctypes.byref(vector)) == 0 for start in starts)
 
 
-def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
+def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool, huge: bool = False) -> int:
     """Minor faults taken by one access to every page; the code itself is warm by then.
 
-    A page or two may be the interpreter's: its heap grows when it likes, and no array here has so few.
+    A few pages may be the interpreter's, whose heap grows when it likes: less than an array has that could
+    fault for each, two where a fault brings a huge page.
     """
     flat = array.reshape(-1).view("u1")
     warm = np.ones(flat.size, "u1")
@@ -165,7 +166,7 @@ def stores_without_fault(array: np.ndarray[Any, Any], *, write: bool) -> int:
     else:
         flat[::PAGE].max()  # sum() would widen the bytes in a buffer, whose pages fault
     count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    return 0 if count <= (8 if SANITIZED else 2) else count
+    return 0 if count <= (8 if SANITIZED or not huge else 2) else count
 
 
 def run_python(

@@ -73,12 +73,21 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
         first = _fault_around(region, first, last, run, label)
     step = max(_STEP_NBYTES, run.page_nbytes)
     charged = run.page_nbytes == PAGE_NBYTES and last - first >= _WORTH_NBYTES
+    # an entry made by a load is writable to the kernel, which then leaves it as it is: not yet to such a processor
+    seen = (
+        write
+        and not _STORES_ARE_FREE
+        and procmaps.residency(region.address + first, last - first).present > 0
+    )
+    begin = first
     while first < last:
         nbytes = min(step, last - first)
         if charged:
             nbytes = min(nbytes, _step_allowed(last - first, run, label))
         _advise(region, first, nbytes, run.page_nbytes, label, write=write)
         first += nbytes
+    if seen:
+        kernel.touch(region, begin, last - begin, run.page_nbytes, write=True, label=label)
 
 
 def _step_allowed(nbytes: int, run: Run, label: str) -> int:
@@ -202,6 +211,8 @@ def take_huge_pages(region: Region, first: int, last: int) -> bool:
     Returns: whether there is nothing in the way of them: some may be had even where it is False.
     """
     pmd = procmaps.pmd_nbytes()
+    if pmd == PAGE_NBYTES:  # a kernel without huge pages of any kind
+        return False
     first = round_up(region.address + first, pmd) - region.address
     last = round_down(region.address + last, pmd) - region.address
     if first >= last:
