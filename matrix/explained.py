@@ -15,7 +15,29 @@ class Explanation(NamedTuple):
     why: str
 
 
-EXPLAINED: list[Explanation] = []
+BEFORE_6_17 = r"^(5\.|6\.(\d|1[0-6])\.)"
+BEFORE_7 = r"^[56]\."
+
+EXPLAINED = [
+    Explanation(
+        BEFORE_6_17,
+        "^mremap_test$",
+        "multiple",
+        "moves over several mappings are of Linux 6.17; before they are EFAULT, which mremap() hands on",
+    ),
+    Explanation(
+        BEFORE_7,
+        "^merge$",
+        "",
+        "which neighbours become one mapping changed with 6.16 to 7.x; the package counts mappings and relies on none",
+    ),
+    Explanation(
+        BEFORE_7,
+        "^memfd_test hugetlbfs$",
+        "",
+        "F_SEAL_EXEC of huge pages came later; the package seals against shrinking only",
+    ),
+]
 
 
 def why(where: str, program: str, case: str) -> str | None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -112,14 +113,17 @@ def remarks(where: str, said: Said) -> tuple[list[str], bool]:
     for name, outcome in said.items():
         if outcome.status is None:
             lines.append(f"{where}: {name}: {outcome.reason}")
+        known: list[str] = []
         for case in outcome.failed:
-            why = explained.why(where, name, case)
-            unexplained |= why is None
-            lines.append(f"{where}: {name}: {case}: {why or 'FAILED, and nobody has said why'}")
-        reasons: dict[str, int] = {}
-        for reason in outcome.skipped.values():
-            reasons[reason] = reasons.get(reason, 0) + 1
-        lines += [f"{where}: {name}: {count} skipped: {reason}" for reason, count in reasons.items()]
+            why = outcome.explained.get(case) or explained.why(where, name, case)
+            if why is None:
+                unexplained = True
+                lines.append(f"{where}: {name}: {case}: FAILED: {outcome.words.get(case, '')}")
+            else:
+                known.append(why)
+        lines += [f"{where}: {name}: {count} failed: {why}" for why, count in Counter(known).items()]
+        skips = Counter(outcome.skipped.values())
+        lines += [f"{where}: {name}: {count} skipped: {reason}" for reason, count in skips.items()]
     return lines, unexplained
 
 
