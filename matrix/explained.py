@@ -43,6 +43,8 @@ EXPLAINED = [
 def why(where: str, program: str, case: str) -> str | None:
     """The reason of a failure, if it is known."""
     for known in EXPLAINED:
-        if all(re.search(pattern, text) for pattern, text in zip(known[:3], (where, program, case), strict=True)):
+        if all(
+            re.search(pattern, text) for pattern, text in zip(known[:3], (where, program, case), strict=True)
+        ):
             return known.why
     return None

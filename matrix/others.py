@@ -10,6 +10,7 @@ Needs root on a Debian machine for the guests. A failure that `explained.py` doe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ import explained
 import guest
 import selftests
 from cells import CELLS, Cell
+from cells import SUITES as PYTHONS
 from rich.console import Console
 from rich.table import Table
 from run import fetched
@@ -78,10 +80,37 @@ def tried(cell: Cell) -> tuple[str, Said | str]:
         return cell.kernel, str(error)
 
 
+def python_tests() -> Path | None:
+    """A folder with this Python's own tests, from Debian's package of the same release; None: they are installed.
+
+    Raises: UnavailableError.
+    """
+    asked = subprocess.run([sys.executable, "-c", "import test.test_mmap"], capture_output=True)
+    if asked.returncode == 0:
+        return None
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = debian.CACHE / "testsuite" / version
+    for suite in () if folder.is_dir() else PYTHONS.get(version, ()):
+        with contextlib.suppress(debian.UnavailableError), tempfile.TemporaryDirectory() as scratch:
+            environment = debian.apt_of(suite, "amd64")
+            package = debian.download(f"libpython{version}-testsuite", environment, Path(scratch))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            debian.run("dpkg-deb", "--extract", package, folder)
+            break
+    if not folder.is_dir():
+        raise debian.UnavailableError(
+            f"Python {version} has no tests installed, and Debian no package of them"
+        )
+    return folder / f"usr/lib/python{version}"
+
+
 def adapted(suite: str) -> Said:
     """What a suite of CPython or NumPy says on our memory, by the program that adapts it."""
     command = [sys.executable, SUITES / "suites.py", suite]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
+    environment = {**os.environ}
+    if suite == "cpython" and (folder := python_tests()):
+        environment["MIRRORMAP_TESTSUITE"] = str(folder)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir(), env=environment)
     (RESULTS / f"{suite}.log").write_text(done.stdout + done.stderr)
     try:
         return {name: Outcome(**fields) for name, fields in json.loads(done.stdout.splitlines()[-1]).items()}
@@ -96,7 +125,11 @@ def figures(outcome: Outcome | None) -> str:
     if outcome.status is None:
         return "not built"
     counts = len(outcome.passed), len(outcome.failed), len(outcome.skipped)
-    return f"{counts[0]}" + (f", {counts[1]} failed" if counts[1] else "") + (f", {counts[2]} skipped" if counts[2] else "")
+    return (
+        f"{counts[0]}"
+        + (f", {counts[1]} failed" if counts[1] else "")
+        + (f", {counts[2]} skipped" if counts[2] else "")
+    )
 
 
 def shown(columns: dict[str, Said]) -> Table:
@@ -141,7 +174,11 @@ def gathered(options: argparse.Namespace, console: Console) -> tuple[dict[str, S
     """The columns of the table, and what could not be had."""
     columns: dict[str, Said] = {}
     troubles: list[str] = []
-    wanted: dict[str, Any] = {"here": here, "cpython": lambda: adapted("cpython"), "numpy": lambda: adapted("numpy")}
+    wanted: dict[str, Any] = {
+        "here": here,
+        "cpython": lambda: adapted("cpython"),
+        "numpy": lambda: adapted("numpy"),
+    }
     for part, make in wanted.items():
         if part in options.only:
             with console.status(part):
@@ -189,7 +226,9 @@ def main() -> int:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in troubles:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    told = {where: {name: asdict(outcome) for name, outcome in said.items()} for where, said in columns.items()}
+    told = {
+        where: {name: asdict(outcome) for name, outcome in said.items()} for where, said in columns.items()
+    }
     (RESULTS / "results.json").write_text(json.dumps(told, indent=1))
     console.print(f"{time.monotonic() - begun:.0f} s; logs in {Path(os.path.relpath(RESULTS, build.ROOT))}")
     return 1 if failed else 0

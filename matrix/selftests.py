@@ -17,7 +17,11 @@ CAPABILITIES = "bookworm"  # whose libcap.a fits the cross-compilers' C librarie
 TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 TRIPLETS |= {"ppc64el": "powerpc64le-linux-gnu", "s390x": "s390x-linux-gnu"}
 SELFTESTS = "tools/testing/selftests"
-WANTED = (*(f"{SELFTESTS}/{name}" for name in ("*.h", "mm", "memfd", "proc")), "tools/include", "mm/gup_test.h")
+WANTED = (
+    *(f"{SELFTESTS}/{name}" for name in ("*.h", "mm", "memfd", "proc")),
+    "tools/include",
+    "mm/gup_test.h",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,14 @@ TESTS = [
     Selftest("memfd_secret", "memory that nobody may map again"),
     Selftest("mkdirty", "page-table entries made writable"),
     Selftest("memfd_test", "memfd: seals, names, sizes", folder="memfd", more=("common",)),
-    Selftest("memfd_test", "memfd of huge pages", folder="memfd", arguments="hugetlbfs", more=("common",), here=False),
+    Selftest(
+        "memfd_test",
+        "memfd of huge pages",
+        folder="memfd",
+        arguments="hugetlbfs",
+        more=("common",),
+        here=False,
+    ),
     Selftest("proc-self-map-files-001", "map_files", folder="proc"),
     Selftest("proc-self-map-files-002", "map_files", folder="proc"),
     Selftest("hugetlb-mremap", "huge pages moved: mremap", here=False),
@@ -162,7 +173,16 @@ def built(arch: str) -> Path:
         libraries = ["-lrt", "-lpthread", "-lm", f"-L{libcap / 'lib' / triplet}", "-lcap"]
         try:
             # some write files beside their own source, which no guest has
-            run(compiler, *options, f"-fmacro-prefix-map={mine}=/tmp", *files, "-o", part / test.name, *libraries, cwd=mine)
+            run(
+                compiler,
+                *options,
+                f"-fmacro-prefix-map={mine}=/tmp",
+                *files,
+                "-o",
+                part / test.name,
+                *libraries,
+                cwd=mine,
+            )
         except UnavailableError as error:
             lines = str(error).splitlines()
             why = next((line for line in lines if "error" in line), lines[-1])
@@ -179,8 +199,13 @@ def script(folder: str, *, here: bool) -> str:
             continue
         # a limit is what on-fault-limit and mlock-random-test are about; the user may not have raised it
         somebody = "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all " if test.user else ""
-        called = f"{somebody}timeout -k 5 {PER_TEST_S} setarch -R ./{test.name} {test.arguments} 2>&1 </dev/null"
-        lines += [f"echo '@@TEST {test.shown}@@'", f"if [ -x {test.name} ]; then {called}; else cat {test.name}.why; false; fi"]
+        called = (
+            f"{somebody}timeout -k 5 {PER_TEST_S} setarch -R ./{test.name} {test.arguments} 2>&1 </dev/null"
+        )
+        lines += [
+            f"echo '@@TEST {test.shown}@@'",
+            f"if [ -x {test.name} ]; then {called}; else cat {test.name}.why; false; fi",
+        ]
         lines += ["status=$?; echo; echo @@EXIT $status@@"]
     return "\n".join(lines)
 

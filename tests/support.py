@@ -36,6 +36,9 @@ RW = PROT_READ | PROT_WRITE
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 1, 2, 0x10, 0x20
 MAP_NORESERVE, MAP_LOCKED, MAP_POPULATE, MAP_HUGETLB = 0x4000, 0x2000, 0x8000, 0x40000
 MFD_ALLOW_SEALING, MFD_HUGETLB = 2, 4
+# numbers of system calls that the C library has no function for
+USERFAULTFD = {"x86_64": 323, "ppc64le": 364, "s390x": 355}
+FUTEX = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "s390x": 238}
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p

@@ -73,7 +73,7 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
         first = _fault_around(region, first, last, run, label)
     step = max(_STEP_NBYTES, run.page_nbytes)
     charged = run.page_nbytes == PAGE_NBYTES and last - first >= _WORTH_NBYTES
-    # an entry made by a load is writable to the kernel, which then leaves it as it is: not yet to such a processor
+    # the kernel leaves an entry made by a load as it is, which it may write to: such a processor not yet
     seen = (
         write
         and not _STORES_ARE_FREE

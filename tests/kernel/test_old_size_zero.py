@@ -18,6 +18,7 @@ import pytest
 import mirrormap as mm
 from mirrormap import procmaps
 from support import (
+    FUTEX,
     MAP_ANONYMOUS,
     MAP_HUGETLB,
     MAP_NORESERVE,
@@ -30,6 +31,7 @@ from support import (
     PROT_NONE,
     PROT_READ,
     RW,
+    USERFAULTFD,
     Raw,
     checked,
     dies_by,
@@ -45,8 +47,6 @@ from support import (
 
 Mirrored = Callable[..., int]
 M, X, D = mm.MREMAP_MAYMOVE, mm.MREMAP_FIXED, mm.MREMAP_DONTUNMAP
-USERFAULTFD = {"x86_64": 323, "ppc64le": 364, "s390x": 355}
-FUTEX = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "s390x": 238}
 libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 libc.shmdt.argtypes = [ctypes.c_void_p]

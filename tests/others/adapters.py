@@ -235,7 +235,9 @@ class SharedMemory:
     _flags = os.O_RDWR
     _prepend_leading_slash = True
 
-    def __init__(self, name: str | None = None, create: bool = False, size: int = 0, *, track: bool = True) -> None:
+    def __init__(
+        self, name: str | None = None, create: bool = False, size: int = 0, *, track: bool = True
+    ) -> None:
         if size < 0:
             raise ValueError("'size' must be a positive integer")
         if create and not size:
@@ -296,5 +298,3 @@ class SharedMemory:
         (Path("/dev/shm") / self.name).unlink()
         if self._track:
             resource_tracker.unregister(self._name, "shared_memory")
-
-

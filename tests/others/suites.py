@@ -44,20 +44,20 @@ class Kept(unittest.TestResult):
     def name(self, test: unittest.TestCase) -> str:
         return str(getattr(test, "test_case", test).id()).rpartition(".")[2]
 
-    def addSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+    def addSuccess(self, test: unittest.TestCase) -> None:
         if self.name(test) not in self.outcome["failed"]:
             self.outcome["passed"].append(self.name(test))
 
-    def addError(self, test: Any, err: Any) -> None:  # noqa: N802
+    def addError(self, test: Any, err: Any) -> None:
         self.outcome["failed"].append(self.name(test))
         self.outcome["words"][self.name(test)] = f"{err[0].__name__}: {err[1]}"
 
     addFailure = addError  # noqa: N815
 
-    def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
         self.outcome["skipped"][self.name(test)] = reason
 
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         if err is not None:
             self.addError(test, err)
 
@@ -70,9 +70,10 @@ def ran(case: type[unittest.TestCase]) -> Outcome:
 
 
 def test_package() -> None:
-    """Have Python's own tests: those installed with it, or a folder of them that MIRRORMAP_TESTSUITE names."""
+    """Have Python's own tests: those installed with it, or the rest of them in MIRRORMAP_TESTSUITE, a folder."""
     if folder := os.environ.get("MIRRORMAP_TESTSUITE"):
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
+        importlib.import_module("test").__path__.append(f"{folder}/test")
     importlib.import_module("test.test_mmap")
 
 
@@ -86,6 +87,7 @@ def of_mmap(route: str) -> Outcome:
 def of_shared_memory() -> Outcome:
     """Every test of SharedMemory and what is built on it, between forked processes."""
     from multiprocessing import managers, shared_memory
+
     from test import _test_multiprocessing as module
 
     shared_memory.SharedMemory = managers.shared_memory.SharedMemory = adapters.SharedMemory  # type: ignore[misc,assignment,attr-defined]
@@ -118,7 +120,9 @@ class Plugin:
     def pytest_runtest_logreport(self, report: Any) -> None:
         name = report.nodeid.partition("::")[2]
         if report.skipped:
-            self.outcome["skipped"][name] = str(report.longrepr[2] if report.longrepr else "").removeprefix("Skipped: ")
+            self.outcome["skipped"][name] = str(report.longrepr[2] if report.longrepr else "").removeprefix(
+                "Skipped: "
+            )
         elif report.failed:
             self.outcome["failed"].append(name)
             self.outcome["words"][name] = str(report.longrepr.reprcrash.message).splitlines()[0]
@@ -139,7 +143,14 @@ def numpy() -> dict[str, Outcome]:
         sys.modules["mmap"] = adapters.as_module(route)
         for name, (module, chosen) in NUMPY.items():
             plugin = Plugin()
-            options = ["-q", "-p", "no:cacheprovider", "--pyargs", module, *(["-k", chosen] if chosen else [])]
+            options = [
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--pyargs",
+                module,
+                *(["-k", chosen] if chosen else []),
+            ]
             with contextlib.redirect_stdout(sys.stderr):
                 pytest.main(options, plugins=[plugin])
             found[f"{name} {np.__version__} on {words}"] = plugin.outcome
