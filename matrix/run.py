@@ -31,7 +31,7 @@ from rich.table import Table
 
 RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
-SHORT = "tests/kernel tests/unit/test_mapping.py"
+SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_inspect.py tests/unit/test_sysctl.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
@@ -40,7 +40,7 @@ FAILED = ("failure", "error")
 def script(tests: str) -> str:
     """What a guest runs: the routes it takes, and the tests as root and as somebody else."""
     lines = [
-        "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated",
+        "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated MIRRORMAP_GUEST=1",
         "chmod -R a+rX /t",
     ]
     lines += ["echo @@ROUTES@@", "uname -r", "python3 -m mirrormap check --json", "echo @@END@@"]

@@ -114,20 +114,27 @@ def _check_missing(nbytes: int, backing: Backing) -> None:
 
 
 def check_memory_left(nbytes: int, call: str, label: str = "") -> None:
-    """Refuse what would take this process's memory cgroup over its limit, where the kernel kills.
+    """Refuse what would take a memory cgroup or strict overcommit over its limit: a kill, a SIGBUS.
 
     Raises: MapError ENOMEM with the figures.
     """
-    left = cgroups.memory_left() if nbytes >= _WORTH_NBYTES else None
+    if nbytes < _WORTH_NBYTES:
+        return
+    left = cgroups.memory_left()
     if left is not None and nbytes > left:
-        raise MapError(
-            errno.ENOMEM,
-            call=call,
-            nbytes=nbytes,
-            label=label,
-            advice=f"The memory cgroup of this process allows {format_nbytes(left)} more, and kills whoever "
-            "takes them beyond: raise its memory.max (a container's memory limit), or ask for less",
+        advice = (
+            f"The memory cgroup of this process allows {format_nbytes(left)} more, and kills whoever "
+            "takes them beyond: raise its memory.max (a container's memory limit), or ask for less"
         )
+    else:
+        left = cgroups.commit_left()
+        if left is None or nbytes <= left:
+            return
+        advice = (
+            f"vm.overcommit_memory is 2, and {format_nbytes(left)} more may be committed: raise "
+            "vm.overcommit_ratio or vm.overcommit_kbytes, or ask for less"
+        )
+    raise MapError(errno.ENOMEM, call=call, nbytes=nbytes, label=label, advice=advice)
 
 
 def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, *, write: bool) -> None:
