@@ -32,7 +32,6 @@ from rich.table import Table
 RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
 SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_mapping_lifetime.py"
-SHORT += " tests/unit/test_inspect.py tests/unit/test_sysctl.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")

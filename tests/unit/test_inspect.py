@@ -28,6 +28,7 @@ from support import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, RW, Raw, checked, libc, re
 MIB = 1 << 20
 # before Linux 6.7 nobody says quickly which pages of a group are there, and the package says None
 SCANS = mm.probe().pagemap_scan
+needs_scans = pytest.mark.skipif(not SCANS, reason="which pages are there is told since Linux 6.7")
 
 
 def group_of(found: mm.Mirrors, name: str) -> mm.MirrorGroup:
@@ -203,7 +204,8 @@ def test_costs_are_those_of_the_kernel() -> None:
         found = mm.mirrors()
         (cost,) = found.processes
         assert cost.pid == os.getpid()
-        assert abs(cost.rss - procfs.status(cost.pid)["VmRSS"]) < 2 * MIB
+        # VmRSS is added up from the threads' own counts once in a while, before Linux 6.2
+        assert abs(cost.rss - procfs.status(cost.pid)["VmRSS"]) < 8 * MIB
         assert cost.pss is not None
         assert cost.rss - cost.pss >= 32 * MIB
         assert (found.overcounted is not None) is SCANS
@@ -232,6 +234,7 @@ def test_transparent_huge_pages_are_told() -> None:
         assert record.huge == view.resident_huge
 
 
+@needs_scans
 def test_progress_is_told_while_it_goes_on() -> None:
     seen: list[tuple[int, int]] = []
     with mm.Pages(MIB) as pages, pages.map(populate=True):
@@ -279,7 +282,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         assert len(found.processes) == 4
         assert found.pss is not None
         assert found.rss - found.pss > 3 * 8 * MIB
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and SCANS:
             address = private.ctypes.data
             forked = max(
                 (
@@ -299,6 +302,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         block.unlink()
 
 
+@needs_scans
 def test_a_page_written_after_the_fork_is_shared_no_longer() -> None:
     if os.geteuid():
         pytest.skip("only root is told physical frames")
@@ -349,6 +353,7 @@ def merging() -> Generator[None]:
             (folder / name).write_text(text)
 
 
+@needs_scans
 def test_pages_that_ksm_merged_are_found() -> None:
     with merging(), Raw(64 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) as memory:
         ctypes.memset(memory.address, 0x5A, 64 * PAGE)
@@ -391,10 +396,11 @@ def snapshots(draw: st.DrawFn) -> list[Snapshot]:
         for _ in range(draw(st.integers(0, 12))):
             at += draw(st.integers(0, 3))
             count = draw(st.integers(1, 6))
+            inode = draw(st.integers(0, 3))
             entries.append(
                 VmaInfo(
                     at * PAGE, (at + count) * PAGE, draw(st.sampled_from([1, 3])), draw(st.integers(0, 4)) > 0, PAGE,
-                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 50)])) * PAGE, 1, draw(st.integers(0, 3)), "/memfd:x",
+                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 50)])) * PAGE, min(inode, 1), inode, "/memfd:x",
                 )
             )  # fmt: skip
             at += count
