@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix pythons dist asan sanitize soak soak-counts fuzz clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix others pythons dist asan sanitize soak soak-counts fuzz clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -152,6 +152,9 @@ bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel aga
 
 matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
 	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) $(BIN)/python matrix/run.py
+
+others: $(VENV)/.installed $(VENV)/.group-test ## run other people's tests: the kernel's selftests here and in QEMU, CPython's and NumPy's on our memory
+	KERNEL=$(KERNEL) $(BIN)/python matrix/others.py
 
 pythons: $(VENV)/.installed ## run the tests of the one wheel under every Python that is here
 	$(BIN)/python matrix/pythons.py

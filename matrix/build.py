@@ -63,7 +63,7 @@ def packages(python: str, arch: str) -> Path:
     """What tests import, unpacked once for each Python; NumPy too where it comes as a wheel."""
     folder = CACHE / "packages" / f"{python}-{arch}"
     if not folder.is_dir():
-        part = folder.with_suffix(".part")
+        part = folder.with_name(f"{folder.name}.part")  # a version has a suffix of its own
         shutil.rmtree(part, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pip += ["--target", part, "--only-binary", ":all:", "--python-version", python]

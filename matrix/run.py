@@ -31,7 +31,7 @@ from rich.table import Table
 
 RESULTS = build.ROOT / "build" / "matrix" / "results"
 WHOLE = "tests/kernel tests/unit tests/model tests/fault"
-SHORT = "tests/kernel tests/unit/test_mapping.py"
+SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_mapping_lifetime.py"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
@@ -40,12 +40,14 @@ FAILED = ("failure", "error")
 def script(tests: str) -> str:
     """What a guest runs: the routes it takes, and the tests as root and as somebody else."""
     lines = [
-        "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated",
+        "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated MIRRORMAP_GUEST=1",
         "chmod -R a+rX /t",
     ]
     lines += ["echo @@ROUTES@@", "uname -r", "python3 -m mirrormap check --json", "echo @@END@@"]
     for user, prefix in USERS.items():
+        # in an unpacked root nobody has a name, and pytest would give both the same folder
         options = f"-q -p no:cacheprovider -m 'not timing' --timeout 900 --junitxml /tmp/{user}.xml"
+        options += f" --basetemp /tmp/of-{user}"
         lines += [f"echo @@RUN {user}@@", f"{prefix}python3 -m pytest {options} {tests}"]
         lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml", "echo; echo @@END@@"]
     return "\n".join(lines)
@@ -67,7 +69,9 @@ def counted(xml: str) -> dict[str, Any]:
         if skip is not None:
             reason = str(skip.get("message"))
             skips[reason] = skips.get(reason, 0) + 1
-        if trouble := next((found for kind in FAILED if (found := case.find(kind)) is not None), None):
+        # an element without children is false, so it is asked for by identity
+        trouble = next((found for kind in FAILED if (found := case.find(kind)) is not None), None)
+        if trouble is not None:
             failures.append(
                 f"{case.get('classname')}::{case.get('name')}: {str(trouble.get('message'))[:300]}"
             )

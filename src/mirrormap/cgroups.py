@@ -1,7 +1,6 @@
-"""What a memory cgroup still allows: reaching its limit is no errno but a kill, so it is looked up first.
+"""What memory cgroups and strict overcommit still allow: beyond it comes no errno but a signal: look first.
 
-Best effort: other processes of the group take memory meanwhile, and the kernel may reclaim more than is
-counted here.
+Best effort: other processes take memory meanwhile, and the kernel may reclaim more than is counted here.
 """
 
 from __future__ import annotations
@@ -11,11 +10,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["memory_left"]
+__all__ = ["commit_left", "least_left", "memory_left"]
 
 _OWN: Final = "/proc/self/cgroup"
 _MOUNTS: Final = "/proc/self/mountinfo"
 _SWAPS: Final = "/proc/swaps"
+_VM: Final = Path("/proc/sys/vm")
+_MEMINFO: Final = "/proc/meminfo"
+_STATM: Final = "/proc/self/statm"
 _UNLIMITED: Final = 1 << 60  # version 1 writes its largest number for none
 # by version: the limit, the use, and the lines of memory.stat that the kernel drops before it kills
 _FILES: Final = {
@@ -39,6 +41,32 @@ def memory_left() -> int | None:
                 left = here if left is None else min(left, here)
             folder = folder.parent if folder != mount else None
     return None if left is None or _has_swap() else max(left, 0)
+
+
+def commit_left() -> int | None:
+    """Bytes that may still be committed under strict overcommit (vm.overcommit_memory = 2).
+
+    A page of a memfd is committed when it is first touched, which is a SIGBUS beyond the limit. The kernel
+    keeps something back, for root and for other processes, and does its sums in parts of 1/256 of memory.
+    Returns: None where overcommit is not strict.
+    """
+    try:
+        if (_VM / "overcommit_memory").read_text().strip() != "2":
+            return None
+        with open(_MEMINFO) as file:
+            told = {words[0]: int(words[1]) << 10 for words in map(str.split, file) if len(words) == 3}
+        with open(_STATM) as file:
+            shown = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        kept = [int((_VM / f"{whose}_reserve_kbytes").read_text()) << 10 for whose in ("admin", "user")]
+        left = told["CommitLimit:"] - told["Committed_AS:"] - told["MemTotal:"] // 256
+    except (OSError, KeyError, ValueError):
+        return None
+    return max(left - kept[0] - min(kept[1], shown // 32), 0)
+
+
+def least_left() -> int | None:
+    """The less of memory_left() and commit_left(); None where neither limits."""
+    return min((left for left in (memory_left(), commit_left()) if left is not None), default=None)
 
 
 @functools.cache

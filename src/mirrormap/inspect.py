@@ -246,7 +246,8 @@ def _records(snapshot: Snapshot) -> list[Vma]:
     if sums is None:
         told = procfs.smaps(snapshot.pid)
         entries = [*(entry.vma for entry in told)]
-        sums = [entry.rss for entry in told], [entry.swap for entry in told], [entry.huge for entry in told]
+        resident = [max(entry.rss, entry.huge) for entry in told]  # Rss leaves out hugetlb
+        sums = resident, [entry.swap for entry in told], [entry.huge for entry in told]
     start, end, bits, shared, page_nbytes, offset, dev, inode, name = zip(*entries, strict=True)
     protection = map(PROTECTIONS.__getitem__, bits)
     columns = start, end, protection, shared, offset, dev, inode, name, page_nbytes, *sums

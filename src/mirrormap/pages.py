@@ -220,7 +220,8 @@ class Pages(Closing):
         page = backing.kind.nbytes
         start, count = as_range(offset, nbytes, backing.nbytes, page, "view")
         if not count:
-            raise ValueError("a view needs at least one byte")
+            empty = "" if backing.nbytes else "cannot mmap an empty file: "
+            raise ValueError(f"{empty}a view needs at least one byte")
         return Run(backing, start, count, protection, page, 0, 0, not backing.in_memory)
 
     # --- contents ------------------------------------------------------------------------

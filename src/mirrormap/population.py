@@ -73,12 +73,21 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
         first = _fault_around(region, first, last, run, label)
     step = max(_STEP_NBYTES, run.page_nbytes)
     charged = run.page_nbytes == PAGE_NBYTES and last - first >= _WORTH_NBYTES
+    # the kernel leaves an entry made by a load as it is, which it may write to: such a processor not yet
+    seen = (
+        write
+        and not _STORES_ARE_FREE
+        and procmaps.residency(region.address + first, last - first).present > 0
+    )
+    begin = first
     while first < last:
         nbytes = min(step, last - first)
         if charged:
             nbytes = min(nbytes, _step_allowed(last - first, run, label))
         _advise(region, first, nbytes, run.page_nbytes, label, write=write)
         first += nbytes
+    if seen:
+        kernel.touch(region, begin, last - begin, run.page_nbytes, write=True, label=label)
 
 
 def _step_allowed(nbytes: int, run: Run, label: str) -> int:
@@ -105,20 +114,27 @@ def _check_missing(nbytes: int, backing: Backing) -> None:
 
 
 def check_memory_left(nbytes: int, call: str, label: str = "") -> None:
-    """Refuse what would take this process's memory cgroup over its limit, where the kernel kills.
+    """Refuse what would take a memory cgroup or strict overcommit over its limit: a kill, a SIGBUS.
 
     Raises: MapError ENOMEM with the figures.
     """
-    left = cgroups.memory_left() if nbytes >= _WORTH_NBYTES else None
+    if nbytes < _WORTH_NBYTES:
+        return
+    left = cgroups.memory_left()
     if left is not None and nbytes > left:
-        raise MapError(
-            errno.ENOMEM,
-            call=call,
-            nbytes=nbytes,
-            label=label,
-            advice=f"The memory cgroup of this process allows {format_nbytes(left)} more, and kills whoever "
-            "takes them beyond: raise its memory.max (a container's memory limit), or ask for less",
+        advice = (
+            f"The memory cgroup of this process allows {format_nbytes(left)} more, and kills whoever "
+            "takes them beyond: raise its memory.max (a container's memory limit), or ask for less"
         )
+    else:
+        left = cgroups.commit_left()
+        if left is None or nbytes <= left:
+            return
+        advice = (
+            f"vm.overcommit_memory is 2, and {format_nbytes(left)} more may be committed: raise "
+            "vm.overcommit_ratio or vm.overcommit_kbytes, or ask for less"
+        )
+    raise MapError(errno.ENOMEM, call=call, nbytes=nbytes, label=label, advice=advice)
 
 
 def _advise(region: Region, at: int, nbytes: int, page_nbytes: int, label: str, *, write: bool) -> None:
@@ -202,6 +218,8 @@ def take_huge_pages(region: Region, first: int, last: int) -> bool:
     Returns: whether there is nothing in the way of them: some may be had even where it is False.
     """
     pmd = procmaps.pmd_nbytes()
+    if pmd == PAGE_NBYTES:  # a kernel without huge pages of any kind
+        return False
     first = round_up(region.address + first, pmd) - region.address
     last = round_down(region.address + last, pmd) - region.address
     if first >= last:

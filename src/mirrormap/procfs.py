@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
+import mmap
 import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,6 +27,7 @@ from mirrormap.kernel import PAGE_NBYTES, VmaInfo, VmaTuple
 __all__ = [
     "USER_END",
     "Smaps",
+    "calls_all_merged",
     "command_name",
     "descendants",
     "device_of_nodes",
@@ -273,6 +276,24 @@ _NEAR: Final = 512  # frames: what lies so close is read at once
 
 def merged_frames(frames: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which of some frames, in ascending order, hold pages that KSM has merged; none if it is not told."""
+    if not ksm_works() or calls_all_merged():
+        return np.zeros(len(frames), bool)
+    return _flagged(frames)
+
+
+@functools.cache
+def calls_all_merged() -> bool:
+    """Whether this kernel flags every private page as merged by KSM, as 6.12 does: one of our own tells."""
+    with mmap.mmap(-1, PAGE_NBYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+        own[0] = 1
+        shown = np.frombuffer(own, "u1")
+        start = shown.__array_interface__["data"][0]
+        del shown  # it would keep the page from being unmapped
+        pages = frames_of(os.getpid(), np.array([[start, start + PAGE_NBYTES]], np.uint64))
+        return pages is not None and bool(_flagged(pages[:, 1]).any())
+
+
+def _flagged(frames: NDArray[np.uint64]) -> NDArray[np.bool_]:
     merged = np.zeros(len(frames), bool)
     try:
         fd = os.open(_KPAGEFLAGS, os.O_RDONLY | os.O_CLOEXEC)

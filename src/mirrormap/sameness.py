@@ -187,7 +187,7 @@ def _candidates(snapshots: list[Snapshot]) -> list[list[Part]]:
     for which, snapshot in enumerate(snapshots):
         namespace = 0
         for row in snapshot.entries:
-            if not row[7]:
+            if not row[7] and not row[6]:  # the first SysV segment of a system has a device and inode 0
                 continue
             vma = VmaInfo._make(row)
             key = vma.dev, vma.inode, 0

@@ -26,6 +26,9 @@ from mirrormap.sameness import Snapshot
 from support import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, RW, Raw, checked, libc, read
 
 MIB = 1 << 20
+# before Linux 6.7 nobody says quickly which pages of a group are there, and the package says None
+SCANS = mm.probe().pagemap_scan
+needs_scans = pytest.mark.skipif(not SCANS, reason="which pages are there is told since Linux 6.7")
 
 
 def group_of(found: mm.Mirrors, name: str) -> mm.MirrorGroup:
@@ -46,8 +49,8 @@ def test_a_ring_is_two_views_of_its_pages_and_rss_counts_both() -> None:
         group = group_of(mm.mirrors(), "mirrormap:inspected")
         at = ring.address
         assert spans(group) == [(at, at + 4 * MIB, 0), (at + 4 * MIB, at + 8 * MIB, 0)]
-        assert group.nbytes == group.resident == 4 * MIB
-        assert group.rss == 8 * MIB
+        assert group.nbytes == 4 * MIB
+        assert (group.resident, group.rss) == ((4 * MIB, 8 * MIB) if SCANS else (None, None))
         assert group.counts == ((0, 4 * MIB, 2),)
         assert (group.most_views, group.kind, group.page_size) == (2, "object", PAGE)
         assert {view.protection for view in group.views} == {"rw"}
@@ -151,7 +154,8 @@ def test_huge_pages_count_though_rss_leaves_them_out(huge: int) -> None:
         with pages.map(populate=True), pages.map(populate=True):
             found = mm.mirrors()
             group = group_of(found, "inspected")
-            assert (group.nbytes, group.resident, group.rss, group.page_size) == (2 * huge, 2 * huge, 0, huge)
+            assert (group.nbytes, group.page_size) == (2 * huge, huge)
+            assert (group.resident, group.rss) == ((2 * huge, 0) if SCANS else (None, None))
             assert found.processes[0].hugetlb - before == 4 * huge
             record = next(vma for vma in mm.mappings() if vma.name.startswith("/memfd:mirrormap:inspected"))
             assert record.page_size == huge
@@ -166,9 +170,9 @@ def test_a_private_mapping_shows_what_it_has_not_copied() -> None:
             assert [
                 view.shared for view in sorted(group.views, key=lambda view: view.start == private.address)
             ] == [True, False]
-            assert group.rss == 8 * PAGE
+            assert group.rss == (8 * PAGE if SCANS else None)
             private.buffer[0] = 1
-            assert group_of(mm.mirrors(), "inspected").rss == 7 * PAGE
+            assert group_of(mm.mirrors(), "inspected").rss == (7 * PAGE if SCANS else None)
 
 
 def test_devices_and_libraries_are_not_taken_for_mirrors() -> None:
@@ -186,17 +190,26 @@ def test_devices_and_libraries_are_not_taken_for_mirrors() -> None:
     assert not sameness.by_object([Snapshot(1, [entry, second, *ring, *code], None)])
 
 
+def test_the_first_sysv_segment_of_a_system_has_inode_0() -> None:
+    entry = VmaInfo(1 << 20, 2 << 20, 3, True, PAGE, 0, 1, 0, "/SYSV00000000 (deleted)")
+    second = entry._replace(start=4 << 20, end=5 << 20)
+    private = VmaInfo(8 << 20, 9 << 20, 3, False, PAGE, 0, 0, 0, "")
+    (group,) = sameness.by_object([Snapshot(1, [entry, second, private], None)])
+    assert [view.start for view in group.views] == [1 << 20, 4 << 20]
+
+
 def test_costs_are_those_of_the_kernel() -> None:
     with mm.Pages(16 * MIB, name="inspected") as pages:
         views = pages.views(3, populate=True)
         found = mm.mirrors()
         (cost,) = found.processes
         assert cost.pid == os.getpid()
-        assert abs(cost.rss - procfs.status(cost.pid)["VmRSS"]) < 2 * MIB
+        # VmRSS is added up from the threads' own counts once in a while, before Linux 6.2
+        assert abs(cost.rss - procfs.status(cost.pid)["VmRSS"]) < 8 * MIB
         assert cost.pss is not None
         assert cost.rss - cost.pss >= 32 * MIB
-        assert found.overcounted is not None
-        assert 32 * MIB <= found.overcounted <= cost.rss
+        assert (found.overcounted is not None) is SCANS
+        assert found.overcounted is None or 32 * MIB <= found.overcounted <= cost.rss
         assert (found.rss, found.pss) == (cost.rss, cost.pss)
         assert 0 < cost.vmas < cost.max_map_count
         assert cost.page_tables >= 3 * 16 * MIB // PAGE * 8
@@ -221,6 +234,7 @@ def test_transparent_huge_pages_are_told() -> None:
         assert record.huge == view.resident_huge
 
 
+@needs_scans
 def test_progress_is_told_while_it_goes_on() -> None:
     seen: list[tuple[int, int]] = []
     with mm.Pages(MIB) as pages, pages.map(populate=True):
@@ -258,7 +272,8 @@ def test_workers_over_a_shared_memory_block() -> None:
         assert {worker.pid for worker in workers} <= set(everybody)
         found = mm.mirrors([os.getpid(), *(worker.pid for worker in workers if worker.pid)])
         group = group_of(found, block.name)
-        assert group.nbytes == group.resident == 8 * MIB
+        assert group.nbytes == 8 * MIB
+        assert group.resident == (8 * MIB if SCANS else None)
         # each worker inherited the parent's view and opened one of its own
         assert Counter(view.pid for view in group.views) == {
             os.getpid(): 1,
@@ -267,7 +282,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         assert len(found.processes) == 4
         assert found.pss is not None
         assert found.rss - found.pss > 3 * 8 * MIB
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and SCANS:
             address = private.ctypes.data
             forked = max(
                 (
@@ -287,6 +302,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         block.unlink()
 
 
+@needs_scans
 def test_a_page_written_after_the_fork_is_shared_no_longer() -> None:
     if os.geteuid():
         pytest.skip("only root is told physical frames")
@@ -337,11 +353,14 @@ def merging() -> Generator[None]:
             (folder / name).write_text(text)
 
 
+@needs_scans
 def test_pages_that_ksm_merged_are_found() -> None:
     with merging(), Raw(64 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) as memory:
         ctypes.memset(memory.address, 0x5A, 64 * PAGE)
         if libc.madvise(memory.address, 64 * PAGE, 12):  # MADV_MERGEABLE
             pytest.skip("this kernel merges no pages")
+        if procfs.calls_all_merged():
+            pytest.skip("this kernel says of every private page that it is merged")
         deadline = time.monotonic() + 30
         while int(Path("/proc/self/ksm_merging_pages").read_text()) < 60:
             assert time.monotonic() < deadline, "KSM did not merge equal pages"
@@ -377,10 +396,11 @@ def snapshots(draw: st.DrawFn) -> list[Snapshot]:
         for _ in range(draw(st.integers(0, 12))):
             at += draw(st.integers(0, 3))
             count = draw(st.integers(1, 6))
+            inode = draw(st.integers(0, 3))
             entries.append(
                 VmaInfo(
                     at * PAGE, (at + count) * PAGE, draw(st.sampled_from([1, 3])), draw(st.integers(0, 4)) > 0, PAGE,
-                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 50)])) * PAGE, 1, draw(st.integers(0, 3)), "/memfd:x",
+                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 50)])) * PAGE, min(inode, 1), inode, "/memfd:x",
                 )
             )  # fmt: skip
             at += count

@@ -314,7 +314,7 @@ def test_the_mirror_of_a_window_is_its_pages_once_more() -> None:
 
 def test_reprs_tell() -> None:
     with mm.Ring(10, "i4", 2, overwrite=False) as ring, ring.reader() as reader:
-        assert repr(ring) == "<Ring lossless, 512 items of int32[2], 4 KiB, 0 written>"
+        assert repr(ring) == f"<Ring lossless, {PAGE // 8:,} items of int32[2], {PAGE >> 10} KiB, 0 written>"
         assert repr(reader) == "<Reader at item 0, 0 available>"
     assert repr(ring) == "<Ring closed>"
 

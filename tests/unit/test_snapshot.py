@@ -96,7 +96,8 @@ def test_what_was_written_is_there_afterwards() -> None:
 @pytest.mark.skipif(not MOVES, reason="this kernel moves no shared page tables (Linux 5.13)")
 def test_page_tables_come_back() -> None:
     with mm.Pages(8 * MIB) as pages, pages.map(populate=True) as view:
-        assert view.address % (2 * MIB) == 0
+        pmd = procmaps.pmd_nbytes()
+        assert view.address % pmd == 0 or pmd > 8 * MIB
         live = view.array()
         with mm.snapshot(live) as frozen:
             assert procmaps.residency(frozen.__array_interface__["data"][0], 8 * MIB).present == 8 * MIB

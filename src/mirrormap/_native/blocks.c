@@ -157,7 +157,8 @@ static void take_huge_pages(const struct block *block, bool now)
     size_t whole = block->nbytes & ~(pmd - 1);
     if (whole != 0)
         mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
-    if (now && whole != 0 && !block->faults_huge && mm_sys_touch(block->address, whole, pmd, false) == 0)
+    if (now && whole != 0 && pmd > page && !block->faults_huge
+        && mm_sys_touch(block->address, whole, pmd, false) == 0)
         mm_sys_advise(block->address, whole, MADV_COLLAPSE);
 }
 

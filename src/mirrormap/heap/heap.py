@@ -258,8 +258,8 @@ class Heap(HeapBase, Closing):
         return self
 
     def _look(self) -> None:
-        """Before more pages are committed: reaching the limit of a memory cgroup is no errno but a kill."""
-        left = cgroups.memory_left()
+        """Before more pages are committed: beyond what memory cgroup and overcommit allow comes a signal."""
+        left = cgroups.least_left()
         self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
 
     def _repr_html_(self) -> str:
