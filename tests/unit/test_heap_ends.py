@@ -11,7 +11,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import cgroups
-from support import succeeds
+from support import PATIENCE_S, succeeds
 
 
 def test_a_full_memory_cgroup_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +77,11 @@ def test_dropping_it_with_refs_and_views_alive() -> None:
     view = mm.Heap("1MiB").put(b"alive").array
     gc.collect()
     assert view.tobytes() == b"alive"
+    del view
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "mirrormap heap":
+            thread.join(PATIENCE_S)  # nobody closes that heap: its thread sees by itself that it is gone
 
 
 def test_a_forked_child_is_refused_and_spoils_nothing() -> None:
