@@ -103,7 +103,7 @@ class Outcome:
 
 @functools.cache
 def source() -> Path:
-    """The unpacked parts of the kernel's source, and root/ with the headers of the same release, cached."""
+    """The unpacked parts of the kernel's source, and headers/ with those of the same release, cached."""
     environment = apt_of(SUITE, "amd64")
     names = run("apt-cache", "pkgnames", "linux-source-", env=environment).split()
     found = [name for name in names if re.fullmatch(r"linux-source-\d+\.\d+", name)]
@@ -119,9 +119,9 @@ def source() -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         for package in (newest, "linux-libc-dev"):
             (place := Path(scratch) / package).mkdir()
-            unpacked = part / "root" if package != newest else place / "root"
+            unpacked = part / "headers" if package != newest else place / "tree"
             run("dpkg-deb", "--extract", download(package, environment, place), unpacked)
-        (tarball,) = Path(scratch).glob(f"{newest}/root/usr/src/*.tar.xz")
+        (tarball,) = Path(scratch).glob(f"{newest}/tree/usr/src/*.tar.xz")
         wanted = [f"*/{name}" for name in WANTED]
         run("tar", "-xf", tarball, "-C", part, "--strip-components=1", "--wildcards", *wanted)
     (part / SELFTESTS / "mm/local_config.h").touch()  # its configuration looks for liburing alone
@@ -156,7 +156,7 @@ def built(arch: str) -> Path:
         return folder
     triplet = TRIPLETS[arch]
     compiler = "gcc" if arch == "amd64" else f"{triplet}-gcc"
-    root, libcap = source() / "root/usr/include", capabilities(arch)
+    root, libcap = source() / "headers/usr/include", capabilities(arch)
     selftests = source() / SELFTESTS
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
