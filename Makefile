@@ -118,7 +118,7 @@ fuzz: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.group-fuzz ## fuzz every p
 soak: asan ## an hour of random operations on everything, with kills, signals, no memory, no huge pages (SECONDS=600 SEED=1)
 	$(SANITIZED) python tests/soak/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(EPISODE),--episode $(EPISODE)) $(SOAK_ARGS)
 
-SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel.py tests/unit/test_channel_processes.py \
+SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel_places.py tests/unit/test_channel_processes.py tests/unit/test_channel_deaths.py \
 	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
 soak-counts: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
 	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"

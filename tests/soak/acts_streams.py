@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import test_channel_damage
+import test_channel_deaths
 import test_channel_processes
 import test_ring_processes
 from stage import Stage, confine
 
+import channels
 import hammer
 import mirrormap as mm
 
@@ -51,14 +53,12 @@ def channel_killed(stage: Stage) -> None:
     """kill -9 of senders and receivers."""
     chance = stage.chance
     overwrite, inflight = chance.random() < 0.5, chance.choice([None, 1, 2, 7])
-    test_channel_processes.kill_all_sides(
-        chance, chance.randint(2, 10), overwrite=overwrite, inflight=inflight
-    )
+    test_channel_deaths.kill_all_sides(chance, chance.randint(2, 10), overwrite=overwrite, inflight=inflight)
 
 
 def group_killed(stage: Stage) -> None:
     """kill -9 of a work queue's workers: each message is done."""
-    test_channel_processes.kill_workers(stage.chance, stage.chance.randint(5, 40))
+    test_channel_deaths.kill_workers(stage.chance, stage.chance.randint(5, 40))
 
 
 def channel_passed(stage: Stage) -> None:
@@ -158,15 +158,15 @@ def left_in_files(stage: Stage) -> None:
         sent = 0
         for _ in range(chance.randint(1, 6)):
             with mm.Channel.open(path) as channel:
-                process = test_channel_processes.started(test_channel_processes.produce_for_ever, channel)
+                process = channels.started(channels.produce_for_ever, channel)
                 limit = time.monotonic() + 120
                 while channel.sequence < sent + chance.randint(1, 200):
                     assert time.monotonic() < limit
                     time.sleep(1e-3)
-                test_channel_processes.killed(process)
-                test_channel_processes._children.remove(process)
+                channels.killed(process)
+                channels._children.remove(process)
                 with channel.receiver("oldest") as receiver:
                     for number in range(receiver.sequence, channel.sequence):
                         with receiver.receive(0) as message:
-                            assert test_channel_processes.number_of(message) == number
+                            assert channels.number_of(message) == number
                 sent = channel.sequence

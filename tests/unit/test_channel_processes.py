@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
@@ -22,95 +21,26 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from channels import (
+    FORK,
+    METHODS,
+    POOL,
+    body,
+    ended,
+    number_of,
+    produce,
+    reaped,
+    started,
+)
 from support import succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 
-FORK = multiprocessing.get_context("fork")
-METHODS = ["fork", "spawn", "forkserver"]
-POOL = random.Random(0).randbytes(1 << 18)
-
-
-def body(number: int, longest: int = 3000) -> bytes:
-    """Message `number`: its number, a checksum, and some bytes."""
-    rng = random.Random(number)
-    start = rng.randrange(1 << 16)
-    rest = POOL[start : start + rng.randrange(longest)]
-    return struct.pack("<QI", number, zlib.crc32(rest, number & 0xFFFFFFFF)) + rest
-
-
-def number_of(message: mm.Message) -> int:
-    """The number of a message that is whole; a torn one fails."""
-    data = bytes(message)
-    if not message.intact:
-        return -1  # overwritten while we looked, and said so
-    number, checksum = struct.unpack_from("<QI", data)
-    assert zlib.crc32(data[12:], number & 0xFFFFFFFF) == checksum, f"message {message.sequence} is torn"
-    return int(number)
-
-
-_children: list[Any] = []
-
 
 @pytest.fixture(autouse=True)
 def no_child_is_left() -> Iterator[None]:
-    """A stopped child of a test that failed would hold up the end of this process."""
     yield
-    while _children:
-        with contextlib.suppress(ValueError):
-            _children.pop().kill()
-
-
-def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
-    process = context.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    _children.append(process)
-    return process
-
-
-def killed(process: Any) -> None:
-    process.kill()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    process.close()
-
-
-def ended(process: Any) -> None:
-    process.join(60)
-    assert process.exitcode == 0
-    process.close()
-
-
-def produce(channel: mm.Channel, first: int, count: int) -> None:
-    with channel.sender() as sender:
-        for number in range(first, first + count):
-            sender.send(body(number), timeout=60)
-
-
-def produce_for_ever(channel: mm.Channel, longest: int = 3000) -> None:
-    """Messages that say their own number, in all the ways there are."""
-    with channel.sender() as sender:
-        while True:
-            number = sender.sequence
-            data = body(number, longest)
-            if number % 3 == 0:
-                with sender.reserve(len(data) + 50, timeout=60) as room:
-                    view = memoryview(room)
-                    view[: len(data)] = data
-                    view.release()
-                    room.commit(len(data))
-            elif number % 3 == 1:
-                sender.send_many((body(number + i, longest) for i in range(20)), timeout=60)
-            else:
-                sender.send(data, timeout=60)
-
-
-def consume_for_ever(channel: mm.Channel, group: str | None = None) -> None:
-    with channel.receiver("oldest", group=group) as receiver:
-        while True:
-            with contextlib.suppress(mm.Overrun, mm.SenderGone):
-                for message in receiver:
-                    number_of(message)
+    reaped()
 
 
 # --- the same channel ------------------------------------------------------------------------------
@@ -256,218 +186,6 @@ def test_a_forked_child_does_not_hold_its_parent_s_places() -> None:
                 sender.send(bytes(1000), timeout=0)
         held.release()
         sender.send(bytes(1000), timeout=0)
-
-
-# --- death -------------------------------------------------------------------------------------------
-
-
-def test_nobody_waits_for_a_dead_receiver() -> None:
-    with mm.Channel("16KiB") as channel, channel.sender() as sender:
-        for hold in (False, True):
-            child = started(consume_for_ever, channel)
-            while len(channel.peers()) < 2:
-                time.sleep(0.001)
-            if hold:
-                os.kill(child.pid, signal.SIGSTOP)
-                with pytest.raises(TimeoutError):
-                    for number in range(10_000):
-                        sender.send(body(number), timeout=0.05)
-            killed(child)
-            for number in range(100):
-                sender.send(body(number), timeout=10)
-        assert len(channel.peers()) <= 2
-
-
-def test_a_zombie_is_dead() -> None:
-    with mm.Channel("64KiB") as channel:
-        child = started(produce, channel, 0, 10)
-        limit = time.monotonic() + 30
-        while "Z" not in Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2]:
-            assert time.monotonic() < limit
-            time.sleep(0.005)
-        with channel.sender() as sender:
-            assert sender.sequence == 10
-        child.join()
-        child.close()
-
-
-def hold_half(channel: mm.Channel) -> None:
-    sender = channel.sender()
-    sender.send(body(0))
-    room = sender.reserve(1000)
-    room.array[:500] = 1
-    time.sleep(1000)
-
-
-def test_a_message_being_written_by_a_dead_sender_is_never_seen() -> None:
-    with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
-        child = started(hold_half, channel)
-        assert number_of(receiver.receive(30)) == 0
-        time.sleep(0.05)
-        killed(child)
-        with pytest.raises(mm.SenderGone):
-            receiver.receive(30)
-        with channel.sender() as sender:
-            assert sender.sequence == 1
-            sender.send(body(1))
-            assert number_of(receiver.receive(0)) == 1
-
-
-@pytest.mark.parametrize("inflight", [None, 2])
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_kills_of_all_sides_lose_and_tear_nothing(overwrite: bool, inflight: int | None, soak: bool) -> None:
-    """Random kill -9 of sender, busy receiver and idle receiver, a replacement each time; a soak has 2,000."""
-    print(
-        kill_all_sides(random.Random(overwrite), 170 if soak else 9, overwrite=overwrite, inflight=inflight)
-    )
-
-
-def kill_all_sides(rng: random.Random, rounds: int, *, overwrite: bool, inflight: int | None) -> str:
-    with (
-        mm.Channel("64KiB", overwrite=overwrite, max_inflight=inflight) as channel,
-        channel.receiver() as receiver,
-    ):
-        seen = missed = 0
-        for _ in range(rounds):
-            others = [started(consume_for_ever, channel), started(consume_for_ever, channel)]
-            if rng.random() < 0.5:
-                os.kill(others[0].pid, signal.SIGSTOP)  # idle: waits, or holds the channel up
-            begun = channel._end._owners()[1]
-            sender = started(produce_for_ever, channel)
-            while channel._end._owners()[1] == begun:  # one that never sends is not missed
-                time.sleep(0.001)
-            until = time.monotonic() + rng.uniform(0.01, 0.06)
-            alive = True
-            while True:
-                if alive and time.monotonic() > until:
-                    for process in rng.sample([sender, *others], 3):
-                        killed(process)
-                    alive = False
-                try:
-                    with receiver.receive(0.02 if alive else 30) as message:
-                        assert message.sequence == seen + missed
-                        data = bytes(message)
-                        if message.intact:
-                            assert data == body(message.sequence)
-                    seen += 1
-                except mm.Overrun as overrun:
-                    assert overwrite
-                    # one that was torn under our hands is told when it is released
-                    missed += overrun.missed
-                except TimeoutError:
-                    assert alive
-                except mm.SenderGone:
-                    if alive:
-                        continue  # the one before is gone, the new one has not begun
-                    break
-            assert receiver.sequence == channel.sequence
-        assert seen + missed == channel.sequence
-        assert seen
-        assert overwrite or not missed
-        return f"{3 * rounds} kills, {channel.sequence:,} messages, {seen:,} seen, {missed:,} missed"
-
-
-def work(channel: mm.Channel, connection: Any, seed: int) -> None:
-    """A worker that says what it finished, after it did."""
-    rng = random.Random(seed)
-    with channel.receiver("oldest", group="work") as receiver:
-        while True:
-            with contextlib.suppress(mm.SenderGone):
-                if rng.random() < 0.3:
-                    for message in receiver.receive_many(rng.randrange(1, 10), timeout=60):
-                        number = number_of(message)
-                        message.release()
-                        connection.send(number)
-                else:
-                    with receiver.receive(60) as message:
-                        number = number_of(message)
-                    connection.send(number)
-
-
-def test_a_dead_worker_s_messages_go_to_another(soak: bool) -> None:
-    """Workers are killed at any instant while one lives; every message is finished, and only what a worker had in
-    its hands when it died may be finished twice or go unreported."""
-    print(kill_workers(random.Random(9), 500 if soak else 25))
-
-
-def kill_workers(rng: random.Random, kills: int) -> str:
-    done: dict[int, int] = {}
-    with mm.Channel("64KiB") as channel:
-        first = channel.receiver("oldest", group="work")
-        sender = started(produce_for_ever, channel, 300)
-        number = 0
-        workers: list[tuple[Any, Any]] = []
-
-        def hire() -> None:
-            nonlocal number
-            ours, theirs = FORK.Pipe()
-            workers.append((started(work, channel, theirs, number), ours))
-            theirs.close()
-            number += 1
-
-        def collect(connection: Any) -> None:
-            with contextlib.suppress(EOFError, OSError):
-                while connection.poll():
-                    got = connection.recv()
-                    done[got] = done.get(got, 0) + 1
-
-        lost_at_most = 0
-        for _ in range(3):
-            hire()
-        for _ in range(kills):
-            until = time.monotonic() + rng.uniform(0.005, 0.04)
-            while time.monotonic() < until:
-                for _, connection in workers:
-                    collect(connection)
-            process, connection = workers.pop(rng.randrange(len(workers)))
-            killed(process)
-            collect(connection)
-            connection.close()
-            lost_at_most += 1
-            hire()
-        killed(sender)
-        deadline = time.monotonic() + 30
-        last = channel.sequence
-        # the workers finish what is left, and ours takes what the last of the dead had
-        while time.monotonic() < deadline:
-            for _, connection in workers:
-                collect(connection)
-            with contextlib.suppress(TimeoutError, mm.SenderGone):
-                with first.receive(0) as message:
-                    got = number_of(message)
-                done[got] = done.get(got, 0) + 1
-                continue
-            if len(done) >= last - lost_at_most and first.available == 0:
-                time.sleep(0.3)
-                for _, connection in workers:
-                    collect(connection)
-                break
-        for process, connection in workers:
-            killed(process)
-            connection.close()
-        first.close()
-    unreported = set(range(last)) - set(done)
-    assert len(unreported) <= lost_at_most, sorted(unreported)[
-        :10
-    ]  # released, and killed before it could say so
-    assert not set(done) - set(range(last))
-    twice = [number for number, count in done.items() if count > 1]
-    assert len(twice) <= lost_at_most
-    return f"{kills} kills, {last:,} messages, {len(unreported)} finished unreported, {len(twice)} finished twice"
-
-
-def test_what_was_sent_survives_kill_9_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "channel"
-    with mm.Channel("1MiB", path=path) as channel:
-        sender = started(produce_for_ever, channel)
-        while channel.sequence < 3000:
-            time.sleep(0.001)
-        killed(sender)
-    with mm.Channel.open(path) as again, again.receiver("oldest") as receiver:
-        first = receiver.sequence
-        for number in range(first, again.sequence):
-            assert receiver.receive(0).sequence == number
-        assert again.sequence - first > 100
 
 
 # --- every message -----------------------------------------------------------------------------------
