@@ -25,6 +25,7 @@ _NAMES: Final = {"values": 1, "bytes": 2, "records": 3, "large": 4, "moved out":
 _BLOCK: Final = 1 << 18
 _RUN: Final = (4, 5)
 _FRAME_S: Final = 0.05
+_STEP_US: Final = 200
 _LEAST_CACHE: Final = 1 << 16
 _KEEP: Final = 3  # one word in so many stays
 
@@ -74,6 +75,15 @@ class _Film:
             yield item
             if number % 64 == 0 and time.monotonic() - self.drawn > _FRAME_S:
                 self.draw()
+
+    def collect(self) -> None:
+        """One collection, step by step, with its phase under the picture's title."""
+        scene, more = self.title, True
+        while more:
+            more = self.heap.step(_STEP_US)
+            self.title = f"{scene} ({self.heap.stats().phase})"
+            self.draw()
+        self.title = scene
 
     def cut(self, text: str) -> None:
         """Print how the scene ended: the picture, and one line."""
@@ -135,13 +145,15 @@ def _play(film: _Film, entries: list[tuple[str, int]], limit: int) -> None:
             _find(node, top, word).entry = None
     film.cut("holes everywhere, and every page still held")
 
-    film.scene("3. collect(): what is alive is marked, and moved out of the emptiest blocks")
-    before, started = heap.stats(), time.perf_counter()
-    heap.collect()
-    seconds, after = time.perf_counter() - started, heap.stats()
+    film.scene("3. step() by step(), what is alive is marked, and moved out of the emptiest blocks")
+    before = heap.stats()
+    film.collect()
+    after = heap.stats()
+    stops = after.pauses["step"]
     film.cut(
         f"{after.marked - before.marked:,} objects marked, {after.moved - before.moved:,} moved, "
-        f"{format_nbytes(after.returned - before.returned)} given back in {seconds * 1e3:.0f} ms"
+        f"{format_nbytes(after.returned - before.returned)} given back in {stops.steps:,} steps, "
+        f"the longest {stops.longest_ns / 1e3:,.0f} us of processor"
     )
 
     film.scene("4. The cache loses most of its values, at random places: its blocks empty by themselves")
@@ -151,8 +163,9 @@ def _play(film: _Film, entries: list[tuple[str, int]], limit: int) -> None:
     collections = heap.stats().collections
     film.cut(f"{len(cache):,} values left, {collections - after.collections} collections asked for")
 
-    film.scene("5. collect() once more: references are mended, the blocks that were moved out are free")
-    heap.collect()
+    film.scene("5. Once more: references are mended, the blocks that were moved out are free")
+    film.collect()
+    heap.collect()  # what was let go of meanwhile too
     film.cut(f"{heap.verify().references:,} references, checked by a second trace")
 
     started = time.perf_counter()
