@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import wave
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,19 @@ def succeeds(script: str, **options: Any) -> str:
     done = run_python(script, **options)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
     return done.stdout
+
+
+def forked(act: Callable[[], object]) -> int:
+    """Exit status of a child that runs `act`."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def dies_by(script: str) -> int:

@@ -32,7 +32,7 @@ from channels import (
     reaped,
     started,
 )
-from support import succeeds
+from support import forked, succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 
@@ -145,19 +145,6 @@ def test_by_path_with_mode_0600(tmp_path: Path) -> None:
 
 
 # --- fork ------------------------------------------------------------------------------------------
-
-
-def forked(act: Any) -> int:
-    """Exit status of a child that runs `act`."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_forked_child_does_not_hold_its_parent_s_places() -> None:

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 
 import mirrormap as mm
 from support import succeeds
+from together import often, together
 
 PATIENCE_S = 60
 
@@ -25,6 +25,9 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.005)
+
+
+__all__ = ["often"]  # a fixture
 
 
 def collectors() -> list[threading.Thread]:
@@ -164,29 +167,11 @@ def work(heap: mm.Heap, shared: mm.Ref, seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("collector", ["manual", "incremental", "background"])
 def test_eight_threads(collector: Any) -> None:
-    wrong: list[BaseException] = []
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
     with mm.Heap("64MiB", collector=collector, stress=5000) as heap:
-        shared = heap.new(0, 64)
-
-        def run(seed: int, shared: mm.Ref = shared) -> None:
-            try:
-                work(heap, shared, seed, 250)
-            except BaseException as error:
-                wrong.append(error)
-
-        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(8)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(interval)
-        assert not wrong, wrong
+        heap.roots["shared"] = heap.new(0, 64)
+        together(lambda _, number: work(heap, heap.roots["shared"], number, 250), rounds=1)
         heap.verify()
-        del shared, run
+        del heap.roots["shared"]
         heap.collect()
         assert heap.verify().objects == 0
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
-import sys
 import threading
 
 import pytest
@@ -138,40 +136,3 @@ sys.kept[-1]["a"] = b"value"
 sys.kept += [sys.kept[-1].view("a"), node.writable()]
 sys.kept.append(sys.kept)
 """)
-
-
-def test_threads_share_a_heap() -> None:
-    heap = mm.Heap("32MiB")
-    wrong: list[BaseException] = []
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-
-    def work(seed: int) -> None:
-        try:
-            rng = random.Random(seed)
-            mine: list[tuple[mm.Ref, bytes]] = []
-            for _ in range(400):
-                data = rng.randbytes(rng.randrange(2000))
-                mine.append((heap.put(data), data))
-                ref, data = rng.choice(mine)
-                assert bytes(ref) == data
-                if rng.random() < 0.02:
-                    heap.collect()
-                if len(mine) > 50:
-                    del mine[rng.randrange(50)]
-        except BaseException as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not wrong, wrong
-    heap.verify()
-    heap.collect()
-    assert heap.verify().objects == 0
-    heap.close()

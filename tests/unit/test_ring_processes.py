@@ -21,7 +21,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.cursors import CONTROL_NBYTES
-from support import PAGE
+from support import PAGE, forked
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 
@@ -170,19 +170,6 @@ def pass_items(rng: random.Random, total: int, *, overwrite: bool) -> tuple[int,
 
 
 # --- fork ------------------------------------------------------------------------------------------
-
-
-def forked(act: Any) -> int:
-    """Exit status of a child that runs `act`."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_forked_child_does_not_hold_its_parent_s_places() -> None:
