@@ -209,9 +209,9 @@ def test_signals_while_collecting() -> None:
         heap.step(0)
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
         with mm.Heap("32MiB", stress=20_000) as heap:
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
             kept: dict[int, mm.Ref] = {}
             for at in range(20_000):
                 kept[at % 500] = heap.put(at.to_bytes(4, "little") * 50)

@@ -18,8 +18,10 @@ static _Atomic int refusal;
 static bool is_ours(int folder)
 {
     struct mm_file file;
-    return mm_sys_stat(folder, &file) == 0 && file.dev == atomic_load(&mount_dev)
-           && file.inode == atomic_load(&mount_inode);
+    int error = mm_sys_stat(folder, &file);
+    if (error != 0)
+        return error != EBADF; /* nobody knows, and the call that follows will tell */
+    return file.dev == atomic_load(&mount_dev) && file.inode == atomic_load(&mount_inode);
 }
 
 static int make(int *folder)

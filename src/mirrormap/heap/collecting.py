@@ -44,8 +44,11 @@ def start(heap: HeapBase, stress: int) -> threading.Thread:
     try:
         thread.start()
     except BaseException:
-        del _bells[thread]
-        os.close(bell)
+        if thread.is_alive():  # a signal came as it started: it ends with the heap, and closes the bell
+            os.eventfd_write(bell, 1)
+        else:
+            del _bells[thread]
+            os.close(bell)
         raise
     heap._pace(MODES["background"], bell, stress)
     return thread
