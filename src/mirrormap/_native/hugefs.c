@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
-#include <stdio.h>
 
 /* The mount's descriptor, or one of these. No lock: a child forked while another thread makes it
  * must not wait for a thread that it does not have. */
@@ -60,18 +59,19 @@ static int folder_of(int *folder)
 
 int mm_hugefs_file(const char *name, int *fd)
 {
-    char own[300];
     int folder, error = folder_of(&folder);
-    if (error != 0)
-        return error;
-    /* while another thread or a forked child stands between these two calls, the name is taken */
-    for (unsigned number = 0; number == 0 || error == EEXIST; number++) {
-        snprintf(own, sizeof own, number == 0 ? "%s" : "%s.%u", name, number);
-        error = mm_sys_open_at(folder, own, O_RDWR | O_CREAT | O_EXCL, 0600, fd);
+    while (error == 0 && (error = mm_sys_open_at(folder, name, O_RDWR | O_CREAT | O_EXCL, 0600, fd)) == EEXIST) {
+        /* Somebody stands between these two calls, or could not make the second: he holds his file by its
+         * descriptor, and wants the name gone as well. */
+        error = mm_sys_unlink_at(folder, name);
+        if (error == ENOENT)
+            error = 0;
     }
     if (error != 0)
         return error;
-    error = mm_sys_unlink_at(folder, own);
+    error = mm_sys_unlink_at(folder, name);
+    if (error == ENOENT)
+        error = 0;
     if (error != 0)
         mm_sys_close(*fd);
     return error;
