@@ -20,11 +20,10 @@ static bool lossless;
 
 static void *write_all(void *unused)
 {
-    struct mm_crowd crowd = {.count = 0};
     for (uint64_t next = 0; next < items; next++) {
         if (lossless) {
             mm_intend(&shared, next + 1);
-            for (uint64_t slowest; (slowest = mm_slowest(&shared, &crowd)) != UINT64_MAX && next + 1 > slowest + CAPACITY;)
+            for (uint64_t slowest; (slowest = mm_slowest(&shared)) != UINT64_MAX && next + 1 > slowest + CAPACITY;)
                 sched_yield();
         }
         mm_claim(&shared, next + 1);

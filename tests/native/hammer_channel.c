@@ -35,9 +35,8 @@ static uint64_t length_of(uint64_t number)
 /* Wait until nobody needs what lies before `end` less a lap. */
 static void wait_for_room(uint64_t end)
 {
-    static struct mm_needs needs;
     mm_intend(&shared, end);
-    for (uint64_t needed; (needed = mm_needed(&stream, &needs)) != UINT64_MAX && end > needed + PAGES_NBYTES;)
+    for (uint64_t needed; (needed = mm_needed(&stream)) != UINT64_MAX && end > needed + PAGES_NBYTES;)
         sched_yield();
     mm_claim(&shared, end);
 }

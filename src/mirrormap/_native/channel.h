@@ -34,7 +34,6 @@ typedef struct {
     struct mm_next next;       /* our own: what stands in shared memory is for others */
     uint64_t needed;           /* nobody needs what lies before; as of `arrivals` */
     uint32_t arrivals;
-    struct mm_needs needs;
     uint64_t inflight;         /* messages that may be unread; 0: as many as fit */
     uint64_t *ends;            /* where the last `inflight` messages end */
     uint64_t longest;          /* message that is taken, in bytes */

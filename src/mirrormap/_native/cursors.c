@@ -35,25 +35,11 @@ void mm_intend(struct mm_control *shared, uint64_t upto)
     atomic_thread_fence(memory_order_seq_cst); /* against mm_arrive */
 }
 
-static void count_crowd(const struct mm_control *shared, struct mm_crowd *crowd)
-{
-    /* acquire: whoever was counted can be seen in its slot */
-    uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_acquire);
-    if (arrivals == crowd->arrivals)
-        return;
-    crowd->arrivals = arrivals;
-    crowd->count = 0;
-    for (int i = 0; i < MM_SLOTS; i++)
-        if (load(&shared->slots[i].owner, memory_order_relaxed) != 0)
-            crowd->slots[crowd->count++] = (uint8_t)i;
-}
-
-uint64_t mm_slowest(const struct mm_control *shared, struct mm_crowd *crowd)
+uint64_t mm_slowest(const struct mm_control *shared)
 {
     uint64_t slowest = UINT64_MAX;
-    count_crowd(shared, crowd);
-    for (uint32_t i = 0; i < crowd->count; i++) {
-        const struct mm_slot *slot = &shared->slots[crowd->slots[i]];
+    for (int i = 0; i < MM_SLOTS; i++) {
+        const struct mm_slot *slot = &shared->slots[i];
         if (load(&slot->owner, memory_order_acquire) == 0)
             continue;
         /* acquire: the reader has done with what lies before */
@@ -80,7 +66,8 @@ int mm_arrive(struct mm_control *shared, uint64_t owner, uint64_t capacity, uint
             continue;
         /* Until the fence the writer may see whatever position the last holder left. */
         atomic_store_explicit(&slot->position, *position, memory_order_release);
-        atomic_fetch_add_explicit(&shared->arrivals, 1, memory_order_release); /* after the owner, for count_crowd() */
+        /* release: whoever sees this count sees the owner, and a writer looks at slots once a count */
+        atomic_fetch_add_explicit(&shared->arrivals, 1, memory_order_release);
         atomic_thread_fence(memory_order_seq_cst); /* against mm_intend */
         uint64_t intended = load(&shared->intended, memory_order_relaxed);
         uint64_t claimed = load(&shared->claimed, memory_order_relaxed);

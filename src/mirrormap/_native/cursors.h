@@ -53,12 +53,6 @@ struct mm_control {
 };
 _Static_assert(sizeof(struct mm_control) <= MM_CONTROL, "the control pages hold the cursors");
 
-/* The slots that somebody held when so many had arrived: a few lines to look at instead of MM_SLOTS. */
-struct mm_crowd {
-    uint32_t arrivals, count;
-    uint8_t slots[MM_SLOTS];
-};
-
 /* Between two looks at a word that another processor is about to change. */
 static inline void mm_relax(void)
 {
@@ -77,8 +71,8 @@ void mm_claim(struct mm_control *shared, uint64_t upto);
 bool mm_publish(struct mm_control *shared, uint64_t upto);
 /* Lossless: say what is to be claimed, before the slots are looked at. */
 void mm_intend(struct mm_control *shared, uint64_t upto);
-/* The lowest position of any reader; UINT64_MAX without readers. `crowd` is the writer's own, zero at first. */
-uint64_t mm_slowest(const struct mm_control *shared, struct mm_crowd *crowd);
+/* The lowest position of any reader; UINT64_MAX without readers. */
+uint64_t mm_slowest(const struct mm_control *shared);
 
 /* --- a reader --------------------------------------------------------------------------- */
 

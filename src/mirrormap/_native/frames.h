@@ -106,13 +106,7 @@ bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint32_t n
 bool mm_group_done(struct mm_control *shared, int slot, uint64_t position);
 /* What a slot has taken and not done with. False: nothing. */
 bool mm_group_held(struct mm_control *shared, struct mm_group *group, int slot, uint64_t *start, uint64_t *end);
-/* Whom to ask: one of a group has arrived too, after it named the group. The sender's own, zero at first. */
-struct mm_needs {
-    struct mm_crowd crowd;
-    uint32_t arrivals;
-    uint32_t groups; /* a bit for each that has a name */
-};
 /* The lowest position of any reader and any group; UINT64_MAX without. */
-uint64_t mm_needed(const struct mm_stream *stream, struct mm_needs *needs);
+uint64_t mm_needed(const struct mm_stream *stream);
 
 #endif

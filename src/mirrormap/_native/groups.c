@@ -96,33 +96,23 @@ bool mm_group_held(struct mm_control *shared, struct mm_group *group, int index,
     return (held & STATE) == TAKEN && *start < *end;
 }
 
-static void count_groups(const struct mm_stream *stream, struct mm_needs *needs)
+uint64_t mm_needed(const struct mm_stream *stream)
 {
-    uint32_t arrivals = atomic_load_explicit(&stream->shared->arrivals, memory_order_acquire);
-    if (arrivals == needs->arrivals)
-        return;
-    needs->arrivals = arrivals;
-    needs->groups = 0;
-    for (int i = 0; i < MM_GROUPS; i++)
-        if (atomic_load_explicit(&stream->annex->groups[i].key, memory_order_relaxed) != 0)
-            needs->groups |= (uint32_t)1 << i;
-}
-
-uint64_t mm_needed(const struct mm_stream *stream, struct mm_needs *needs)
-{
-    count_groups(stream, needs);
     /* a slot that founds a group lets go of its position once the cursor has it: slots, then cursors */
-    uint64_t lowest = mm_slowest(stream->shared, &needs->crowd);
-    if (needs->groups == 0)
-        return lowest;
+    uint64_t lowest = mm_slowest(stream->shared);
+    bool grouped = false;
     for (int i = 0; i < MM_GROUPS; i++) {
-        if ((needs->groups >> i & 1) == 0)
+        const struct mm_group *group = &stream->annex->groups[i];
+        if (atomic_load_explicit(&group->key, memory_order_relaxed) == 0)
             continue;
-        uint64_t word, position = mm_group_at(&stream->annex->groups[i], &word);
+        uint64_t word, position = mm_group_at(group, &word);
+        grouped = true;
         if (position < lowest)
             lowest = position;
     }
+    if (!grouped)
+        return lowest;
     /* a worker's position is there before it moves the cursor: cursors, then slots */
-    uint64_t slowest = mm_slowest(stream->shared, &needs->crowd);
+    uint64_t slowest = mm_slowest(stream->shared);
     return slowest < lowest ? slowest : lowest;
 }

@@ -17,7 +17,6 @@ typedef struct {
     uint64_t reserved;             /* items of an open reservation */
     uint64_t limit;                /* lossless: may be written without looking at the slots again */
     uint32_t arrivals;             /* what `limit` was computed for */
-    struct mm_crowd crowd;
 } Ring;
 
 Ring *ring_open(PyObject *self);   /* NULL: closed, exception set */

@@ -46,9 +46,9 @@ uint64_t ring_room(Ring *ring, uint64_t wanted)
     struct mm_control *shared = ring->places.shared;
     uint64_t written = next_index(ring);
     mm_intend(shared, written + wanted);
-    uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_acquire);
+    uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_relaxed);
     if (arrivals != ring->arrivals || written + wanted > ring->limit) {
-        uint64_t slowest = mm_slowest(shared, &ring->crowd);
+        uint64_t slowest = mm_slowest(shared);
         ring->arrivals = arrivals;
         ring->limit = slowest > UINT64_MAX - ring->places.capacity ? UINT64_MAX : slowest + ring->places.capacity;
     }

@@ -86,7 +86,7 @@ static bool has_room(Sender *sender, bool anew)
     const struct mm_control *shared = sender->end.stream.shared;
     uint32_t arrivals = atomic_load_explicit(&shared->arrivals, memory_order_acquire);
     if (anew || arrivals != sender->arrivals || sender->needed < sender->required) {
-        sender->needed = mm_needed(&sender->end.stream, &sender->needs);
+        sender->needed = mm_needed(&sender->end.stream);
         sender->arrivals = arrivals;
     }
     return sender->needed >= sender->required;

@@ -40,6 +40,7 @@ _LONGEST_STEP_US: Final = 1e9
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
+_LOOKS: Final = 10
 
 
 class Heap(HeapBase, Closing):
@@ -259,8 +260,12 @@ class Heap(HeapBase, Closing):
 
     def _look(self) -> None:
         """Before more pages are committed: beyond what memory cgroup and overcommit allow comes a signal."""
-        left = cgroups.least_left()
-        self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
+        for _ in range(_LOOKS):
+            committed = self._stats()[1]
+            left = cgroups.least_left()
+            self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
+            if self._stats()[1] == committed:  # else the thread gave pages back meanwhile: there is more left
+                return
 
     def _repr_html_(self) -> str:
         if self.closed:
