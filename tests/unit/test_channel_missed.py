@@ -37,8 +37,8 @@ def work(channel: mm.Channel, number: int, ready: Any, writing: int) -> None:
         os.write(writing, json.dumps({"taken": taken, "missed": missed}).encode() + b"\n")
 
 
-def test_workers_that_race_take_no_message_twice() -> None:
-    """None is taken twice; nearly each is taken by one or told as missed: while workers race, the count is not exact."""
+def test_workers_that_race_leave_no_message_unaccounted_for() -> None:
+    """Each is taken by one or told as missed; a few may be both, never neither, and none twice."""
     reading, writing = os.pipe()
     ready = FORK.Semaphore(0)
     with mm.Channel("8KiB", overwrite=True) as channel:
@@ -62,7 +62,7 @@ def test_workers_that_race_take_no_message_twice() -> None:
     taken = sorted(number for each in said for number in each["taken"])
     assert len(taken) == len(set(taken))
     missed = sum(each["missed"] for each in said)
-    assert len(taken) + missed > 0.9 * TOTAL
+    assert len(taken) + missed >= TOTAL
     assert missed <= TOTAL
 
 

@@ -175,16 +175,18 @@ static bool look_after(PyObject *self, const char *method)
     return done != NULL;
 }
 
-/* How far up to `limit` frames reach from the cursor. `*sequence`: after the last of them. */
-static enum found reach(Receiver *receiver, uint64_t *position, int64_t limit, uint64_t *sequence)
+/* How far up to `limit` frames reach from the cursor. `*sequence`: after the last of them; `*count`: messages. */
+static enum found reach(Receiver *receiver, uint64_t *position, int64_t limit, uint64_t *sequence, int64_t *count)
 {
     struct mm_header header;
     enum found found = receiver_look(receiver, *position, &header);
     enum found first = found;
     while (found == FOUND && limit-- > 0) {
         *position += header.frame_nbytes;
-        if (header.kind != MM_SKIP)
+        if (header.kind != MM_SKIP) {
             *sequence = header.sequence + 1;
+            ++*count;
+        }
         found = limit > 0 ? receiver_look(receiver, *position, &header) : NOTHING;
     }
     return first;
@@ -197,6 +199,7 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
     int slot = -1;
     PyObject *message = NULL;
     while (message == NULL) {
+        int64_t taken = 0;
         uint64_t word, sequence = 0, start = mm_group_at(receiver->group, &word), end = start;
         if ((atomic_load(&annex->orphans) >> index_of(receiver) & 1) != 0) {
             atomic_fetch_and(&annex->orphans, ~((uint32_t)1 << index_of(receiver)));
@@ -209,7 +212,7 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
                 break;
             continue;
         }
-        enum found found = reach(receiver, &end, limit, &sequence);
+        enum found found = reach(receiver, &end, limit, &sequence, &taken);
         if (found == NOTHING)
             break;
         if (found != FOUND) {
@@ -226,11 +229,13 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
         count_up_to(receiver->group, sequence);
         atomic_store_explicit(&shared->slots[slot].sequence, sequence, memory_order_relaxed);
         int64_t count = make_messages(self, receiver, slot, start, end);
+        /* nobody else is told of what was overwritten after it was taken */
+        bool told = count < 0 || !receiver->end.overwrite || receiver_missed(self, receiver, 0, (uint64_t)(taken - count));
         if (count > 0)
-            return pop_pending(receiver);
+            return told ? pop_pending(receiver) : NULL;
         if (mm_group_done(shared, slot, end)) /* no message was among them */
             mm_sys_wake(&shared->room_wanted);
-        if (count < 0)
+        if (count < 0 || !told)
             break;
     }
     if (slot >= 0)
