@@ -30,16 +30,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from messages_report import APART, Found, plot, report
 from packages import ABSENT, PACKAGES, FasterFifoBatches
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from transports import MIB, STANDARD, Batches, InC, Limit, Messages, Records, RingRecords, Transport
 
 HERE = Path(__file__).parent
 PACE_SECONDS = 0.006
 NEAR_NS = 250  # for a cache line to another processor and back, where they share a cache
-APART = ", no cache shared"
 LAST = 1 << 40  # the numbers of the chunk after which nothing comes
 Sums = list[Any]
 
@@ -379,9 +378,6 @@ def turns(options: argparse.Namespace) -> list[Turn]:
     return found
 
 
-Found = dict[str, dict[str, list[Any]]]
-
-
 def measured(options: argparse.Namespace, console: Console) -> tuple[Found, dict[str, str]]:
     """What every run gave, and why some contenders are missing."""
     found: Found = {}
@@ -405,76 +401,6 @@ def measured(options: argparse.Namespace, console: Console) -> tuple[Found, dict
     return found, failed
 
 
-def median(runs: list[Any], figure: str) -> float:
-    return float(np.median([each[figure] for each in runs]))
-
-
-def report(found: Found, failed: dict[str, str], console: Console) -> dict[str, Any]:
-    """Print the tables. Returns: the medians."""
-    medians: dict[str, Any] = {}
-    for cell, size in ((cell + state, size) for cell, (size, _) in CELLS.items() for state in ("", APART)):
-        rates = {name: median(runs, "rate") for name, runs in found.get(cell, {}).items() if runs}
-        table = Table(
-            "", "messages/s", "GB/s", "mirrormap is", "runs", title=f"{cell}, one sender and one receiver"
-        )
-        ours = max((rate for name, rate in rates.items() if name.startswith("mirrormap")), default=0.0)
-        for name, rate in sorted(rates.items(), key=lambda each: -each[1]):
-            bold = "[bold]" if name.startswith("mirrormap") else ""
-            table.add_row(
-                bold + name,
-                f"{rate:,.0f}",
-                f"{rate * size.nbytes / 1e9:.2f}",
-                f"{ours / rate:.2f}x",
-                f"{len(found[cell][name])}",
-            )
-        if rates:
-            console.print(table)
-        medians[cell] = rates
-    trips = {name: runs for name, runs in found.get("round trip", {}).items() if runs}
-    if trips:
-        table = Table("", "p50", "p99", "p99.9", title="round trip of 64 B, pinned, us")
-        medians["round trip"] = {
-            name: {figure: median(runs, figure) for figure in ("p50", "p99", "p99.9")}
-            for name, runs in trips.items()
-        }
-        for name, each in sorted(medians["round trip"].items(), key=lambda item: item[1]["p50"]):
-            table.add_row(name, *(f"{value:,.1f}" for value in each.values()))
-        console.print(table)
-    for count, runs in sorted(found.get("broadcast", {}).items()):
-        each = {figure: median(runs, figure) for figure in ("cpu", "besides")}
-        medians[f"6 MiB to {count}"] = each
-        console.print(
-            f"6 MiB to {count} receivers: {each['cpu']:.0f} us of the sender's CPU a message, "
-            f"{each['besides']:.1f} of them besides filling it"
-        )
-    if runs := found.get("idle", {}).get("mirrormap"):
-        medians["idle"] = float(np.median(runs))
-        console.print(f"idle receiver: {medians['idle'] * 1e3:.2f} ms of CPU in 2 s")
-    for name, why in failed.items():
-        console.print(f"left out: {name}: {why}")
-    return medians
-
-
-def plot(medians: dict[str, Any], folder: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(14, 10))
-    for axis, cell in zip(axes.flat, ("64 B", "64 KiB", "1 MiB", "6 MiB"), strict=True):
-        near, apart = (medians[cell + state] for state in ("", APART))
-        rates = sorted((near if len(near) > len(apart) else apart).items(), key=lambda each: each[1])
-        colours = ["C1" if name == "mirrormap" else "0.4" if name in LIMITS else "C0" for name, _ in rates]
-        scale = 1e-3 if cell == "64 B" else CELLS[cell][0].nbytes * 1e-9
-        axis.barh([name for name, _ in rates], [rate * scale for _, rate in rates], color=colours)
-        axis.set_title(f"messages of {cell}")
-        axis.set_xlabel("thousand messages a second" if cell == "64 B" else "GB/s")
-    figure.tight_layout()
-    for kind in ("svg", "png"):
-        figure.savefig(folder / f"messages.{kind}")
-
-
 def compiled(folder: str) -> None:
     """The ring in C, to be imported."""
     command = ["cc", "-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
@@ -495,11 +421,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         compiled(folder)
         found, failed = measured(options, console)
-    medians = report(found, failed, console)
+    sizes = {cell: size.nbytes for cell, (size, _) in CELLS.items()}
+    medians = report(found, failed, sizes, console)
     if options.only is None:
         results = HERE / "results"
         results.mkdir(exist_ok=True)
-        plot(medians, results)
+        plot(medians, sizes, LIMITS, results)
         (results / "messages.json").write_text(json.dumps({"medians": medians, "left out": failed}, indent=1))
     return int(any("mirrormap" in name for name in failed))
 
