@@ -10,7 +10,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["commit_left", "least_left", "memory_left"]
+__all__ = ["SPARE_NBYTES", "commit_left", "least_left", "memory_left"]
+
+SPARE_NBYTES: Final = 4 << 20
+"""To be left over, for page tables and whoever else is in the group."""
 
 _OWN: Final = "/proc/self/cgroup"
 _MOUNTS: Final = "/proc/self/mountinfo"

@@ -22,7 +22,6 @@ _AROUND_NBYTES: Final = 16 * PAGE_NBYTES  # the kernel's fault_around_bytes, unl
 # x86 notes a store in an entry by itself; elsewhere a processor may need a fault for it
 _STORES_ARE_FREE: Final = os.uname().machine in ("x86_64", "i686")
 _WORTH_NBYTES: Final = 16 << 20
-_SPARE_NBYTES: Final = 4 << 20  # of a memory cgroup, for page tables and whoever else is in it
 _POPULATE: Final = "madvise(MADV_POPULATE_READ)"
 
 _believed: bool | None = None  # whether MADV_POPULATE_* was seen to do what it answers
@@ -103,7 +102,7 @@ def _step_allowed(nbytes: int, run: Run, label: str) -> int:
     left = cgroups.memory_left()
     if left is None:
         return nbytes
-    if left < _SPARE_NBYTES:
+    if left < cgroups.SPARE_NBYTES:
         check_memory_left(max(nbytes, _WORTH_NBYTES), _POPULATE, label)
     return max(round_down(left // 2, PAGE_NBYTES), PAGE_NBYTES)
 

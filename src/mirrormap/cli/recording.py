@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mirrormap.cli.shipped import shipped_by
 from mirrormap.errors import MirrorError
 
 _PACKAGE, _RECORDING = "opensoundscape", "opensoundscape/sample_data/birds_10s.wav"
@@ -28,15 +28,12 @@ class Sound(NamedTuple):
 
 
 def shipped() -> Path:
-    """The recording of a package that is installed for it alone, and never imported.
+    """The recording that a package ships.
 
     Raises: MirrorError saying how to get it.
     """
-    try:
-        path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_RECORDING)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.exists():
+    path = shipped_by(_PACKAGE, _RECORDING)
+    if path is None:
         raise MirrorError(f"name a WAV file, or get one: pip install --no-deps {_PINNED}")
     return path
 

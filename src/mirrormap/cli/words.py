@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
+from mirrormap.cli.shipped import shipped_by
 from mirrormap.errors import MirrorError
 
 _SYSTEM = Path("/usr/share/dict/words")
@@ -13,14 +13,11 @@ _PINNED = "symspellpy==6.10.1"
 
 
 def shipped() -> Path:
-    """The words of a package that is installed for them alone and never imported, else the system's.
+    """The words that a package ships, else the system's.
 
     Raises: MirrorError saying how to get them.
     """
-    try:
-        path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_WORDS)))
-    except importlib.metadata.PackageNotFoundError:
-        path = _SYSTEM
+    path = shipped_by(_PACKAGE, _WORDS) or _SYSTEM
     if not path.exists():
         raise MirrorError(
             f"name a file of words, or get one: pip install --no-deps {_PINNED}, or apt install wamerican"

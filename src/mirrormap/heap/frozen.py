@@ -39,7 +39,6 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<16sIIQQQQ")  # end of objects, the bits, the description and its length
 _OBJECTS_AT: Final = 64
 _SEALED: Final = kernel.F_SEAL_SHRINK | kernel.F_SEAL_WRITE
-_SPARE_NBYTES: Final = 4 << 20  # of the memory cgroup, left for whoever else is in it
 
 _UNREADABLE: Final = (
     ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, MemoryError,
@@ -238,8 +237,9 @@ def freeze(
     about: dict[str, Any] = {"dtypes": [dtypes.told(kind) for kind in kinds], "records": schemas}
     json.dumps(about)  # what cannot be written is known before anything is copied
     left = cgroups.memory_left()
-    allowed = 1 << 62 if left is None else max(0, left - _SPARE_NBYTES)
-    need = PAGE_NBYTES + heap._stats()[0] + heap._stats()[0] // 100
+    allowed = 1 << 62 if left is None else max(0, left - cgroups.SPARE_NBYTES)
+    live, *_ = heap._stats()
+    need = PAGE_NBYTES + live + live // 100
     while True:
         pages = Pages(need, name="frozen")
         mapping = pages.map()

@@ -39,7 +39,6 @@ _MOST_NBYTES: Final = 1 << 40
 _LONGEST_STEP_US: Final = 1e9
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
-_SPARE_NBYTES: Final = 4 << 20  # of it, for page tables and whoever else is in it
 _LOOKS: Final = 10
 
 
@@ -263,7 +262,9 @@ class Heap(HeapBase, Closing):
         for _ in range(_LOOKS):
             committed = self._stats()[1]
             left = cgroups.least_left()
-            self._allow(_ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - _SPARE_NBYTES)))
+            self._allow(
+                _ASK_NBYTES if left is None else max(0, min(_ASK_NBYTES, left - cgroups.SPARE_NBYTES))
+            )
             if self._stats()[1] == committed:  # else the thread gave pages back meanwhile: there is more left
                 return
 
