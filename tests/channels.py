@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import random
-import signal
 import struct
 import zlib
 from typing import Any
@@ -14,8 +12,6 @@ import mirrormap as mm
 from support import PAGE
 
 SMALL = PAGE - 1024  # a channel of one page of data
-FORK = multiprocessing.get_context("fork")
-METHODS = ["fork", "spawn", "forkserver"]
 POOL = random.Random(0).randbytes(1 << 18)
 
 
@@ -35,36 +31,6 @@ def number_of(message: mm.Message) -> int:
     number, checksum = struct.unpack_from("<QI", data)
     assert zlib.crc32(data[12:], number & 0xFFFFFFFF) == checksum, f"message {message.sequence} is torn"
     return int(number)
-
-
-_children: list[Any] = []
-
-
-def reaped() -> None:
-    """A stopped child of a test that failed would hold up the end of this process."""
-    while _children:
-        with contextlib.suppress(ValueError):
-            _children.pop().kill()
-
-
-def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
-    process = context.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    _children.append(process)
-    return process
-
-
-def killed(process: Any) -> None:
-    process.kill()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    process.close()
-
-
-def ended(process: Any) -> None:
-    process.join(60)
-    assert process.exitcode == 0
-    process.close()
 
 
 def produce(channel: mm.Channel, first: int, count: int) -> None:

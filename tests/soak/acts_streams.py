@@ -20,6 +20,7 @@ import test_ring_processes
 from stage import Stage, confine
 
 import channels
+import children
 import hammer
 import mirrormap as mm
 
@@ -158,13 +159,13 @@ def left_in_files(stage: Stage) -> None:
         sent = 0
         for _ in range(chance.randint(1, 6)):
             with mm.Channel.open(path) as channel:
-                process = channels.started(channels.produce_for_ever, channel)
+                process = children.started(channels.produce_for_ever, channel)
                 limit = time.monotonic() + 120
                 while channel.sequence < sent + chance.randint(1, 200):
                     assert time.monotonic() < limit
                     time.sleep(1e-3)
-                channels.killed(process)
-                channels._children.remove(process)
+                children.killed(process)
+                children._children.remove(process)
                 with channel.receiver("oldest") as receiver:
                     for number in range(receiver.sequence, channel.sequence):
                         with receiver.receive(0) as message:

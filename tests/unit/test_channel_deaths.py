@@ -15,25 +15,11 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
-from channels import (
-    FORK,
-    body,
-    consume_for_ever,
-    killed,
-    number_of,
-    produce,
-    produce_for_ever,
-    reaped,
-    started,
-)
+from channels import body, consume_for_ever, number_of, produce, produce_for_ever
+from children import FORK, killed, no_child_is_left, started
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
-
-
-@pytest.fixture(autouse=True)
-def no_child_is_left() -> Iterator[None]:
-    yield
-    reaped()
+__all__ = ["no_child_is_left"]  # a fixture
 
 
 # --- death -------------------------------------------------------------------------------------------

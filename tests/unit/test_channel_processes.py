@@ -13,7 +13,6 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,12 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from channels import (
-    FORK,
-    METHODS,
-    POOL,
-    body,
-    ended,
-    number_of,
-    produce,
-    reaped,
-    started,
-)
+from channels import POOL, body, number_of, produce
+from children import FORK, METHODS, ended, no_child_is_left, started
 from support import forked, succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
-
-
-@pytest.fixture(autouse=True)
-def no_child_is_left() -> Iterator[None]:
-    yield
-    reaped()
+__all__ = ["no_child_is_left"]  # a fixture
 
 
 # --- the same channel ------------------------------------------------------------------------------

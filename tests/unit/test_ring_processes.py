@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from children import METHODS, killed, no_child_is_left, started
 from mirrormap.cursors import CONTROL_NBYTES
 from support import PAGE, forked
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
+__all__ = ["no_child_is_left"]  # a fixture
 
 SPAWN = multiprocessing.get_context("spawn")
-FORK = multiprocessing.get_context("fork")
-METHODS = ["fork", "spawn", "forkserver"]
 
 
 def produce(ring: mm.Ring, first: int, count: int, block: int) -> None:
@@ -55,19 +55,6 @@ def consume_for_ever(ring: mm.Ring) -> None:
         while True:
             with contextlib.suppress(mm.Overrun, mm.WriterGone):
                 assert (np.diff(reader.read(5, copy=True)) == 1).all()
-
-
-def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
-    process = context.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
-
-
-def killed(process: Any) -> None:
-    process.kill()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-    process.close()
 
 
 # --- the same ring ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "heap.h"
 
-
 enum {
     LEAST_GARBAGE = 1 << 20,           /* less is not worth a collection */
     LEAST_STEP_NS = 40000,             /* what allocation owes is paid in no smaller steps */

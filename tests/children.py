@@ -1,0 +1,45 @@
+"""Processes that tests start, kill, and never leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+FORK = multiprocessing.get_context("fork")
+METHODS = ["fork", "spawn", "forkserver"]
+
+_children: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left() -> Iterator[None]:
+    """A stopped child of a test that failed would hold up the end of this process."""
+    yield
+    while _children:
+        with contextlib.suppress(ValueError):
+            _children.pop().kill()
+
+
+def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    _children.append(process)
+    return process
+
+
+def killed(process: Any) -> None:
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
+
+
+def ended(process: Any) -> None:
+    process.join(60)
+    assert process.exitcode == 0
+    process.close()
