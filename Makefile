@@ -60,8 +60,8 @@ test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film $(
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
-	ruff format --check .
-	ruff check .
+	ruff format --no-cache --check .
+	ruff check --no-cache .
 	mypy
 	MYPYPATH=src $(BIN)/python -m mypy.stubtest mirrormap._core --allowlist tests/stubtest-allow.txt
 	pyright

@@ -20,8 +20,8 @@ import test_ring_processes
 from stage import Stage, confine
 
 import channels
-import children
 import hammer
+import kin
 import mirrormap as mm
 
 
@@ -159,13 +159,12 @@ def left_in_files(stage: Stage) -> None:
         sent = 0
         for _ in range(chance.randint(1, 6)):
             with mm.Channel.open(path) as channel:
-                process = children.started(channels.produce_for_ever, channel)
+                process = kin.started(channels.produce_for_ever, channel)
                 limit = time.monotonic() + 120
                 while channel.sequence < sent + chance.randint(1, 200):
                     assert time.monotonic() < limit
                     time.sleep(1e-3)
-                children.killed(process)
-                children._children.remove(process)
+                kin.killed(process)
                 with channel.receiver("oldest") as receiver:
                     for number in range(receiver.sequence, channel.sequence):
                         with receiver.receive(0) as message:

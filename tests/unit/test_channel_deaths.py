@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from channels import body, consume_for_ever, number_of, produce, produce_for_ever
-from children import FORK, killed, no_child_is_left, started
+from kin import FORK, killed, no_child_is_left, started
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture

@@ -21,7 +21,7 @@ import pytest
 
 import mirrormap as mm
 from channels import POOL, body, number_of, produce
-from children import FORK, METHODS, ended, no_child_is_left, started
+from kin import FORK, METHODS, ended, no_child_is_left, started
 from support import forked, succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from children import METHODS, killed, no_child_is_left, started
+from kin import METHODS, killed, no_child_is_left, started
 from mirrormap.cursors import CONTROL_NBYTES
 from support import PAGE, forked
 

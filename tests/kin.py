@@ -36,10 +36,16 @@ def killed(process: Any) -> None:
     process.kill()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
-    process.close()
+    _closed(process)
 
 
 def ended(process: Any) -> None:
     process.join(60)
     assert process.exitcode == 0
+    _closed(process)
+
+
+def _closed(process: Any) -> None:
     process.close()
+    if process in _children:
+        _children.remove(process)
