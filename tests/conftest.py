@@ -10,8 +10,7 @@ from multiprocessing import resource_tracker
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mirrormap import kernel
-from support import default_huge_nbytes, give_back_huge_pages, held, libc, reserved
+from support import default_huge_nbytes, give_back_huge_pages, held, libc, reserved, warm_up
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -27,8 +26,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 libc.mallopt(-8, 1)
 # multiprocessing's own helper process and its pipe stay for the session; start them before counting
 resource_tracker.ensure_running()
-# and so does the descriptor of the package's own tmpfs
-kernel.has_huge_files()
+warm_up()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,7 +54,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compare mappings, descriptors and huge pages before and after each test."""
+    """Compare mappings and descriptors before and after each test, and huge pages around each reservation."""
     if request.node.get_closest_marker("leaks_by_nature"):
         yield
         return

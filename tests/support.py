@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import wave
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrormap import _core
+import mirrormap as mm
+from mirrormap import _core, kernel
 
 PAGE = mmap.PAGESIZE
 GUEST = "MIRRORMAP_GUEST" in os.environ  # one of make matrix, whose settings are nobody else's
@@ -238,6 +240,13 @@ def dies_by(script: str) -> int:
     return -done.returncode
 
 
+def warm_up() -> None:
+    """What stays for the life of a process: the descriptors of the package's own two tmpfs."""
+    kernel.has_huge_files()
+    with mm.numpy_allocator(1, cache=0):
+        np.empty(1 << 20, "u1")
+
+
 def held() -> dict[str, int]:
     """What this process holds that a test may not leave behind."""
     gc.collect()
@@ -253,18 +262,19 @@ def held() -> dict[str, int]:
         "views of shared memory": views,
         "reservations": reservations,
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "huge pages": sum(
-            int((pool / "nr_hugepages").read_text())
-            - int((pool / "free_hugepages").read_text())
-            + int((pool / "resv_hugepages").read_text())
-            for pool in HUGE_POOLS.glob("hugepages-*")
-        )
-        if os.geteuid() == 0
-        else 0,
+        "huge pages": _unreturned.total() + sum(_pages_in_use(folder) for folder in _reserving),
     }
 
 
 _initial: dict[Path, int] = {}
+_reserving: list[Path] = []
+_unreturned: Counter[Path] = Counter()  # pages of each pool that were in use after a test, not before
+
+
+def _pages_in_use(pool: Path) -> int:
+    """Of a whole machine: nobody else's tests change it while the lock is held."""
+    count, free, promised = (int((pool / f"{what}_hugepages").read_text()) for what in ("nr", "free", "resv"))
+    return count - free + promised
 
 
 def give_back_huge_pages() -> None:
@@ -280,7 +290,8 @@ def reserved(page_nbytes: int, count: int) -> Generator[int]:
     The pool belongs to the machine, hence the lock. Skips only where the machine cannot: no root,
     no pool of that size, or no contiguous memory for it.
     """
-    pool = HUGE_POOLS / f"hugepages-{page_nbytes >> 10}kB" / "nr_hugepages"
+    folder = HUGE_POOLS / f"hugepages-{page_nbytes >> 10}kB"
+    pool = folder / "nr_hugepages"
     if not pool.exists():
         pytest.skip(f"this kernel has no pool of {page_nbytes:,}-byte pages")
     if not os.access(pool, os.W_OK):
@@ -295,9 +306,15 @@ def reserved(page_nbytes: int, count: int) -> Generator[int]:
             got = int(pool.read_text()) - before
             if got < count:
                 pytest.skip(f"the machine gave {got} of {count} pages of {page_nbytes:,} bytes")
-            yield page_nbytes
+            used = _pages_in_use(folder)
+            _reserving.append(folder)
+            try:
+                yield page_nbytes
+            finally:
+                _reserving.remove(folder)
+                gc.collect()
+                _unreturned[folder] += max(0, _pages_in_use(folder) - used)
         finally:
-            gc.collect()
             pool.write_text(str(before))
     finally:
         os.close(lock)

@@ -133,7 +133,9 @@ def numpy_allocator(
     Args:
         min_nbytes: from which size on. page_size: a size the kernel has a pool of, for arrays of at
             least that size; where the pool is short, ordinary pages. None: transparent huge pages as an
-            array is touched, from a tmpfs of our own with huge=advise. Where no such can be mounted,
+            array is touched, from a tmpfs of our own with huge=advise; arrays from 64 KiB on that are smaller
+            than one take their pages when they are made, in pieces as large as fit (Linux 6.14), from
+            another with huge=within_size. Where no such can be mounted,
             they are taken when an array is made: of all arrays with "thp"; with None of those up to a
             quarter of the memory there is, and of zeros (np.zeros, which may stay untouched) up to
             `cache` bytes; the others take page by page unless shmem_enabled is "advise".

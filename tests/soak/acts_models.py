@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import test_state_machine
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from stage import Stage
@@ -15,10 +14,7 @@ from test_heap_model import Garbage
 from test_ring_model import Stream
 from test_state_machine import Life
 
-from support import PAGE, held
-
-# huge pages belong to the machine, on which others of the soak work meanwhile
-test_state_machine.held = lambda: {what: many for what, many in held().items() if what != "huge pages"}
+from support import PAGE
 
 BRIEF = settings(
     max_examples=8,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +56,29 @@ def test_a_large_array_takes_huge_pages_as_it_is_touched() -> None:
     other[3] = 9
     assert array[3] == 9
     assert "/mirrormap:numpy" in {group.name for group in mm.mirrors()}
+
+
+@needs_them
+@pytest.mark.parametrize("make", [np.empty, np.zeros])
+@pytest.mark.parametrize("nbytes", [1 << 16, 3 << 18, MIB, MIB + 3 * PAGE])
+def test_an_array_below_a_huge_page_has_its_pages_when_it_is_made(make: Any, nbytes: int) -> None:
+    if nbytes >= PMD or PAGE > 1 << 12:
+        pytest.skip("huge pages are smaller here, or an ordinary one large")
+    with mm.numpy_allocator(1, cache=0):
+        array = make(nbytes, "u1")
+    mapping = next(vma for vma in mm.mappings() if vma.start <= array.ctypes.data < vma.end)
+    assert mapping.name == "/mirrormap:numpy (deleted)"
+    (fd,) = procmaps.descriptors_of(mapping.dev, mapping.inode)
+    assert os.fstat(fd).st_blocks * 512 == mapping.nbytes >= nbytes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array[:] = 7
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    if tuple(map(int, platform.release().split(".")[:2])) >= (
+        6,
+        14,
+    ):  # fallocate takes the largest pieces that fit
+        assert faults <= nbytes // PAGE // 4
+    assert (mm.mirror(array) == 7).all()
 
 
 @needs_them

@@ -20,11 +20,15 @@ struct block {
     size_t nbytes;             /* mapped: whole pages */
     size_t page_nbytes;
     int fd;                    /* -1: anonymous, because too many descriptors are open */
-    bool faults_huge;          /* takes huge pages as it is touched */
+    enum mm_hugefs kind;
     bool shared;               /* a mirror, a handle or a forked child may show the pages */
 };
 
-enum { BUCKETS = 4096 };
+enum {
+    BUCKETS = 4096,
+    LEAST_AT_ONCE = 1 << 16,   /* bytes of a block that takes its pages when it is made, below what a huge one holds: */
+    MOST_AT_ONCE = 1 << 21,    /* not so many that it matters if they stay untouched */
+};
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* for everything below */
 static struct block *buckets[BUCKETS], *cache;
 static struct mm_blocks_state state;
@@ -157,7 +161,7 @@ static void take_huge_pages(const struct block *block, bool now)
     size_t whole = block->nbytes & ~(pmd - 1);
     if (whole != 0)
         mm_sys_advise(block->address, whole, MADV_HUGEPAGE);
-    if (now && whole != 0 && pmd > page && !block->faults_huge
+    if (now && whole != 0 && pmd > page && block->kind != MM_HUGE_AT_TOUCH
         && mm_sys_touch(block->address, whole, pmd, false) == 0)
         mm_sys_advise(block->address, whole, MADV_COLLAPSE);
 }
@@ -170,7 +174,7 @@ static int map_fresh(struct block *block)
     int error;
     block->fd = -1;
     if (may_hold_descriptor()) {
-        error = mm_object_new(block->nbytes, huge_nbytes, block->nbytes >= pmd, &block->fd, &block->faults_huge);
+        error = mm_object_new(block->nbytes, huge_nbytes, &block->kind, &block->fd);
         if (error != 0)
             drop_descriptor();
     }
@@ -204,6 +208,13 @@ static struct block *from_cache(size_t nbytes, size_t page_nbytes)
     return block;
 }
 
+static enum mm_hugefs kind_of(size_t nbytes, bool eager)
+{
+    if (nbytes >= pmd)
+        return MM_HUGE_AT_TOUCH;
+    return eager && nbytes >= LEAST_AT_ONCE && nbytes <= MOST_AT_ONCE ? MM_LARGE_AT_ALLOCATE : MM_NO_HUGEFS;
+}
+
 static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nbytes, bool zero)
 {
     if (nbytes > SIZE_MAX / 2)
@@ -226,7 +237,7 @@ static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nb
     block = malloc(sizeof *block);
     if (block == NULL)
         return NULL;
-    *block = (struct block){.nbytes = nbytes, .page_nbytes = page_nbytes};
+    *block = (struct block){.nbytes = nbytes, .page_nbytes = page_nbytes, .kind = kind_of(nbytes, eager)};
     if (map_fresh(block) != 0) {
         free(block);
         return NULL;

@@ -54,7 +54,7 @@ static PyObject *call_hugefs_file(PyObject *module, PyObject *args)
     int fd, error;
     if (!PyArg_ParseTuple(args, "s", &name))
         return NULL;
-    WAITING(error, mm_hugefs_file(name, &fd));
+    WAITING(error, mm_hugefs_file(MM_HUGE_AT_TOUCH, name, &fd));
     return error == 0 ? PyLong_FromLong(fd) : raise_errno(error);
 }
 

@@ -1,6 +1,5 @@
 #define _GNU_SOURCE
 #include "objects.h"
-#include "hugefs.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -29,17 +28,21 @@ static int make_memfd(size_t huge_nbytes, int *fd)
     return error;
 }
 
-int mm_object_new(size_t nbytes, size_t huge_nbytes, bool large, int *fd, bool *faults_huge)
+int mm_object_new(size_t nbytes, size_t huge_nbytes, enum mm_hugefs *kind, int *fd)
 {
     int error;
     *fd = -1;
-    *faults_huge = large && huge_nbytes == 0 && mm_hugefs_file("mirrormap:numpy", fd) == 0;
-    error = *faults_huge ? 0 : make_memfd(huge_nbytes, fd);
-    if (error != 0)
-        return error;
+    if (*kind == MM_NO_HUGEFS || huge_nbytes != 0 || mm_hugefs_file(*kind, "mirrormap:numpy", fd) != 0) {
+        *kind = MM_NO_HUGEFS;
+        error = make_memfd(huge_nbytes, fd);
+        if (error != 0)
+            return error;
+    }
     AGAIN(error, mm_sys_truncate(*fd, (int64_t)nbytes));
-    if (error == 0 && !*faults_huge)
+    if (error == 0 && *kind == MM_NO_HUGEFS)
         AGAIN(error, mm_sys_seal(*fd, F_SEAL_SHRINK));
+    if (error == 0 && *kind == MM_LARGE_AT_ALLOCATE)
+        (void)mm_sys_allocate(*fd, 0, 0, (int64_t)nbytes);     /* else they come as they are touched */
     if (error != 0) {
         mm_sys_close(*fd);
         *fd = -1;

@@ -5,12 +5,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "hugefs.h"
+
 /* Again after a signal: whoever asked for memory cannot be told of it. */
 #define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
 
-/* `huge_nbytes`: of a pool of such pages; 0: ordinary ones. `large`: preferably such as MADV_HUGEPAGE makes
- * huge when they are touched, and then `*faults_huge`. Returns 0 or an errno. */
-int mm_object_new(size_t nbytes, size_t huge_nbytes, bool large, int *fd, bool *faults_huge);
+/* `huge_nbytes`: of a pool of such pages; 0: ordinary ones, or larger where `kind` can be had, which `*kind` then
+ * still says. Of MM_LARGE_AT_ALLOCATE all of them are taken now, if there are any. Returns 0 or an errno. */
+int mm_object_new(size_t nbytes, size_t huge_nbytes, enum mm_hugefs *kind, int *fd);
 /* The flags by which memfd_create and mmap know a huge page's size. */
 int mm_object_shift(size_t huge_nbytes);
 

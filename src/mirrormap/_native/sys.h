@@ -74,9 +74,9 @@ int mm_sys_memfd(const char *name, unsigned flags, int *fd);
 int mm_sys_open(const char *path, int flags, unsigned mode, int *fd);
 int mm_sys_open_at(int folder, const char *name, int flags, unsigned mode, int *fd);
 int mm_sys_unlink_at(int folder, const char *name);
-/* fsopen, fsconfig, fsmount (Linux 5.2): a tmpfs with huge=advise that is attached nowhere, reached by its
- * descriptor. Without the right to mount, from a user namespace that a short-lived child makes. */
-int mm_sys_mount_huge(int *mount);
+/* fsopen, fsconfig, fsmount (Linux 5.2): a tmpfs with this value of its option `huge`, attached nowhere, reached
+ * by its descriptor. Without the right to mount, from a user namespace that a short-lived child makes. */
+int mm_sys_mount_tmpfs(const char *huge, int *mount);
 int mm_sys_duplicate(int fd, int *copy);                 /* close-on-exec */
 int mm_sys_close(int fd);
 int mm_sys_truncate(int fd, int64_t nbytes);

@@ -22,10 +22,10 @@
 #endif
 enum { FS_CLOEXEC = 1, SET_STRING = 1, CREATE = 6, NO_SUID = 2, NO_DEVICES = 4, NO_EXECUTION = 8 };
 
-static int mounted(int *mount)
+static int mounted(const char *huge, int *mount)
 {
-    static const char *const options[][2] = {
-        {"huge", "advise"}, {"size", "0"}, {"nr_inodes", "0"}, {"mode", "0700"}, {"source", "mirrormap"}};
+    const char *const options[][2] = {
+        {"huge", huge}, {"size", "0"}, {"nr_inodes", "0"}, {"mode", "0700"}, {"source", "mirrormap"}};
     int context = (int)syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC);
     if (context < 0)
         return errno;
@@ -47,6 +47,7 @@ static int mounted(int *mount)
 
 struct errand {
     char uids[64], gids[64]; /* whom its namespace knows: ourselves */
+    const char *huge;
     int error, mount;
 };
 
@@ -75,14 +76,14 @@ static int run_errand(void *argument)
     if (errand->error == 0)
         errand->error = written("/proc/self/gid_map", errand->gids);
     if (errand->error == 0)
-        errand->error = mounted(&errand->mount);
+        errand->error = mounted(errand->huge, &errand->mount);
     return 0;
 }
 
 /* Whoever may not mount may in a user namespace of a child's; the mount outlives the child. */
-static int mounted_elsewhere(int *mount)
+static int mounted_elsewhere(const char *huge, int *mount)
 {
-    struct errand errand = {.error = ECHILD};
+    struct errand errand = {.error = ECHILD, .huge = huge};
     _Alignas(16) char stack[32768];
     sigset_t all, before;
     snprintf(errand.uids, sizeof errand.uids, "%u %u 1", (unsigned)geteuid(), (unsigned)geteuid());
@@ -103,11 +104,11 @@ static int mounted_elsewhere(int *mount)
     return error;
 }
 
-int mm_sys_mount_huge(int *mount)
+int mm_sys_mount_tmpfs(const char *huge, int *mount)
 {
     FAULT("fsmount");
-    int error = mounted(mount);
-    return error == EPERM || error == EACCES ? mounted_elsewhere(mount) : error;
+    int error = mounted(huge, mount);
+    return error == EPERM || error == EACCES ? mounted_elsewhere(huge, mount) : error;
 }
 
 int mm_sys_open_at(int folder, const char *name, int flags, unsigned mode, int *fd)
