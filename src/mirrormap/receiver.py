@@ -219,10 +219,15 @@ class Receiver(ReceiverBase, SelfClosing):
     def _adopt_orphans(self) -> None:
         """Take over what dead workers of our group had taken; it is pending then."""
         ours = next(group for slot, _, group, *_ in self._peers() if slot == self._slot)
+        missed = 0
         for slot, owner, group, *_ in self._peers():
-            dead = group == ours and not is_alive(owner)
-            if dead and self._adopt(slot, owner, own_token()) < 0:
-                self._clear(slot, owner, own_token())
+            if group == ours and not is_alive(owner):
+                overwritten = self._adopt(slot, owner, own_token())
+                missed += max(0, overwritten)
+                if overwritten < 0:
+                    self._clear(slot, owner, own_token())
+        if missed:
+            self._missed(missed)
 
     def _overrun(self, missed: int) -> None:
         raise Overrun(missed)

@@ -75,7 +75,7 @@ def test_thread_sanitizer_would_see_one(tmp_path: Path, name: str, sound: str, b
     [
         (
             "groups.c",
-            "atomic_load_explicit(&shared->slots[slot].group, memory_order_acquire) != number",
+            "atomic_load_explicit(&slot->group, memory_order_acquire) != number",
             "number == 77",
             "stranger's intention",
         ),

@@ -133,12 +133,15 @@ bool message_is_intact(const Message *message);
 /* worker.c */
 PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit);
 PyObject *worker_adopt(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *worker_missed(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *worker_found(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *worker_held(PyObject *self, PyObject *const *args, Py_ssize_t given);
-PyObject *worker_groups(PyObject *self, PyObject *unused);
-PyObject *worker_drop(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *worker_join(PyObject *self, PyObject *args);
 void worker_done(Receiver *receiver, const Message *message);
 bool worker_leave(PyObject *self, Receiver *receiver);
+
+/* worker_groups.c */
+PyObject *worker_held(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *worker_groups(PyObject *self, PyObject *unused);
+PyObject *worker_drop(PyObject *self, PyObject *const *args, Py_ssize_t given);
 
 #endif

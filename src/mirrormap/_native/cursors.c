@@ -89,6 +89,7 @@ void mm_vacate(struct mm_slot *slot)
     atomic_store_explicit(&slot->sequence, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->missed, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->address, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->left, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->group, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->rings, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->owner, 0, memory_order_release);

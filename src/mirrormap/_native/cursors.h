@@ -31,11 +31,12 @@ struct mm_slot {
     _Alignas(MM_LINE) _Atomic uint64_t owner; /* who holds it: process and start time; 0: free */
     _Atomic uint64_t position;                /* the first item it still needs; UINT64_MAX: none */
     _Atomic uint64_t held, held_end;          /* a group's worker: what it has taken, see groups.c */
-    _Atomic uint64_t sequence;                /* of its next message, for those who ask for its lag */
+    _Atomic uint64_t sequence;                /* of its next message, in a group of the one at `held_end` */
     _Atomic uint64_t missed;                  /* messages it never saw */
     _Atomic uint64_t address;                 /* of the socket it waits at; 0: none */
-    _Atomic uint32_t group;                   /* 1 + the group's index; 0: none */
-    _Atomic uint32_t rings;                   /* 1: send a byte to `address` */
+    _Atomic uint32_t left;                    /* messages that it has taken and not done with, or more */
+    _Atomic uint16_t group;                   /* 1 + the group's index; 0: none */
+    _Atomic uint16_t rings;                   /* 1: send a byte to `address` */
 };
 _Static_assert(sizeof(struct mm_slot) == MM_LINE, "a slot is a cache line");
 

@@ -42,7 +42,7 @@ struct mm_tally {
 struct mm_group {
     _Alignas(MM_LINE) _Atomic uint64_t key; /* a digest of its name; 0: free */
     _Atomic uint64_t cursor;   /* the next message to be taken, and the slot that took the last; see groups.c */
-    _Atomic uint64_t sequence; /* of that message, as far as its takers have said; see worker.c */
+    _Atomic uint64_t count;    /* the number of that message, and how often that went back; see groups.c */
     char name[40];             /* cut short; for people */
 };
 
@@ -97,13 +97,27 @@ uint64_t mm_oldest_frame(const struct mm_stream *stream, uint64_t from, uint64_t
 
 /* The next message of a group, and the word that says so; MM_UNSET, and 0: it has not begun. */
 uint64_t mm_group_at(const struct mm_group *group, uint64_t *word);
-/* Take, into a slot that names the group, the bytes from where the cursor was when it was `word` up to `end`.
+/* A place between messages, and the number of the one that begins there. */
+struct mm_place {
+    uint64_t position, sequence;
+};
+
+/* Number of the message at the cursor. Exact if the cursor is `word` still, which take and skip will say. Here and
+ * below `number` is 1 + the group's index. */
+uint64_t mm_group_count(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word);
+/* Take, into a slot that names the group and holds nothing, the bytes from where the cursor was when it was `word`
+ * up to `end`: so many messages.
  * False: somebody was faster; the sender may wait for what the slot seemed to need, wake room_wanted. */
-bool mm_group_take(struct mm_control *shared, struct mm_group *group, int slot, uint64_t word, uint64_t end);
-/* Move the cursor without taking, MM_UNSET: nowhere. `number`: 1 + the group's index. False: somebody was faster. */
-bool mm_group_skip(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word, uint64_t to);
-/* `slot` needs nothing before `position` of what it took any more. True: the sender waits, wake room_wanted. */
-bool mm_group_done(struct mm_control *shared, int slot, uint64_t position);
+bool mm_group_take(struct mm_control *shared, struct mm_group *group, int slot, uint64_t word, struct mm_place end,
+                   uint32_t messages);
+/* Move the cursor without taking, in the name of a slot that names the group and holds nothing. `word` 0: the group
+ * begins. False: somebody was faster. */
+bool mm_group_skip(struct mm_control *shared, struct mm_group *group, int slot, uint64_t word, struct mm_place to);
+/* Move the cursor nowhere. False: somebody was faster. */
+bool mm_group_drop(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word);
+/* `slot` needs nothing before `position` of what it took any more, and so many messages from there on. True: the
+ * sender waits, wake room_wanted. */
+bool mm_group_done(struct mm_control *shared, int slot, uint64_t position, uint32_t messages);
 /* What a slot has taken and not done with. False: nothing. */
 bool mm_group_held(struct mm_control *shared, struct mm_group *group, int slot, uint64_t *start, uint64_t *end);
 /* The lowest position of any reader and any group; UINT64_MAX without. */

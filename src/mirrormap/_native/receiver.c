@@ -324,7 +324,7 @@ static PyObject *get_sequence(PyObject *self, void *unused)
         return NULL;
     return PyLong_FromUnsignedLongLong(receiver->group == NULL
                                            ? receiver->sequence
-                                           : atomic_load_explicit(&receiver->group->sequence, memory_order_relaxed));
+                                           : atomic_load_explicit(&receiver->group->count, memory_order_relaxed) >> 8);
 }
 
 static PyObject *get_slot(PyObject *self, void *unused)
@@ -348,6 +348,7 @@ static PyMethodDef receiver_methods[] = {
     {"_join", worker_join, METH_VARARGS, NULL},
     {"_found", FASTCALL(worker_found), NULL},
     {"_adopt", FASTCALL(worker_adopt), NULL},
+    {"_missed", FASTCALL(worker_missed), NULL},
     {NULL, NULL, 0, NULL},
 };
 

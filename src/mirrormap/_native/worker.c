@@ -62,9 +62,9 @@ PyObject *worker_found(PyObject *self, PyObject *const *args, Py_ssize_t given)
         return NULL;
     struct mm_control *shared = receiver->end.stream.shared;
     struct mm_slot *slot = &shared->slots[number[0]];
-    atomic_store(&slot->group, number_of(receiver));
-    if (mm_group_skip(shared, receiver->group, number_of(receiver), 0, (uint64_t)number[1]))
-        atomic_store(&receiver->group->sequence, (uint64_t)number[2]);
+    atomic_store(&slot->group, (uint16_t)number_of(receiver));
+    struct mm_place place = {.position = (uint64_t)number[1], .sequence = (uint64_t)number[2]};
+    mm_group_skip(shared, receiver->group, (int)number[0], 0, place);
     /* the cursor pins it from now on */
     atomic_store_explicit(&slot->position, UINT64_MAX, memory_order_release);
     if (mm_is_wanted(&shared->room_wanted))
@@ -82,19 +82,22 @@ static void tell_sender(const Receiver *receiver)
         mm_sys_wake(&shared->room_wanted);
 }
 
-/* A slot that holds nothing: our own, or one more. -1: an exception is set. */
-static int free_slot(PyObject *self, Receiver *receiver)
+/* A slot that holds nothing: our own, or one more, `slot` if that is one. Our own only as long as no Python runs: then
+ * another thread may take something into it. -1: an exception is set. */
+static int free_slot(PyObject *self, Receiver *receiver, int slot)
 {
     uint64_t start, end;
+    if (slot >= 0 && slot != receiver->slot)
+        return slot;
     if (!mm_group_held(receiver->end.stream.shared, receiver->group, receiver->slot, &start, &end))
         return receiver->slot;
     PyObject *number = PyObject_CallMethod(self, "_another_slot", NULL);
-    long slot = number != NULL ? PyLong_AsLong(number) : -1;
+    long another = number != NULL ? PyLong_AsLong(number) : -1;
     Py_XDECREF(number);
-    if (slot < 0 || slot >= MM_SLOTS)
+    if (another < 0 || another >= MM_SLOTS)
         return -1;
-    atomic_store(&receiver->end.stream.shared->slots[slot].group, number_of(receiver));
-    return (int)slot;
+    atomic_store(&receiver->end.stream.shared->slots[another].group, (uint16_t)number_of(receiver));
+    return (int)another;
 }
 
 static void leave_slot(Receiver *receiver, int slot)
@@ -135,36 +138,29 @@ static PyObject *pop_pending(const Receiver *receiver)
     return message;
 }
 
-/* All messages below `sequence` were taken, or told as missed. Who took later may have said so before: it only grows.
- * Until who moved the cursor has come here, another may count what that one took as missed; never the other way. */
-static void count_up_to(struct mm_group *group, uint64_t sequence)
-{
-    uint64_t before = atomic_load(&group->sequence);
-    while (before < sequence && !atomic_compare_exchange_weak(&group->sequence, &before, sequence))
-        ;
-}
-
-/* Nothing could be taken at the cursor, and not because there is nothing. True: look again. */
-static bool get_past(PyObject *self, Receiver *receiver, enum found found, uint64_t word)
+/* Nothing could be taken at the cursor, and not because there is nothing. `*slot`: as of free_slot(). True: look again. */
+static bool get_past(PyObject *self, Receiver *receiver, int *slot, enum found found, uint64_t word)
 {
     struct mm_control *shared = receiver->end.stream.shared;
     if (atomic_load(&receiver->group->cursor) != word)
         return true; /* somebody took it, and what we looked at may be something else by now */
-    uint64_t position = atomic_load(&shared->written), sequence = 0;
-    if (found == DAMAGED) {
-        if (mm_group_skip(shared, receiver->group, number_of(receiver), word, position)) {
-            tell_sender(receiver);
-            receiver_corrupt(self, "a message's header is damaged");
-        }
-        return !PyErr_Occurred();
-    }
-    if (!receiver_oldest(self, &position, &sequence))
+    struct mm_place to = {.position = atomic_load(&shared->written)};
+    if (found == OVERRUN && !receiver_oldest(self, &to.position, &to.sequence))
         return false;
-    uint64_t before = atomic_load(&receiver->group->sequence);
-    if (!mm_group_skip(shared, receiver->group, number_of(receiver), word, position))
+    int free = free_slot(self, receiver, *slot);
+    if (free < 0)
+        return false;
+    *slot = free;
+    uint64_t before = mm_group_count(shared, receiver->group, number_of(receiver), word);
+    if (found != OVERRUN)
+        to.sequence = before;
+    if (!mm_group_skip(shared, receiver->group, *slot, word, to))
         return true;
-    count_up_to(receiver->group, sequence);
-    return receiver_missed(self, receiver, before, sequence);
+    if (found == OVERRUN)
+        return receiver_missed(self, receiver, before, to.sequence);
+    tell_sender(receiver);
+    receiver_corrupt(self, "a message's header is damaged");
+    return false;
 }
 
 /* Restart a group whose place was dropped, or take over what dead workers left. False: an exception. */
@@ -175,21 +171,41 @@ static bool look_after(PyObject *self, const char *method)
     return done != NULL;
 }
 
-/* How far up to `limit` frames reach from the cursor. `*sequence`: after the last of them; `*count`: messages. */
-static enum found reach(Receiver *receiver, uint64_t *position, int64_t limit, uint64_t *sequence, int64_t *count)
+/* How far up to `limit` frames reach from the cursor, and how many of them are messages. */
+static enum found reach(Receiver *receiver, struct mm_place *place, int64_t limit, int64_t *count)
 {
     struct mm_header header;
-    enum found found = receiver_look(receiver, *position, &header);
+    enum found found = receiver_look(receiver, place->position, &header);
     enum found first = found;
     while (found == FOUND && limit-- > 0) {
-        *position += header.frame_nbytes;
-        if (header.kind != MM_SKIP) {
-            *sequence = header.sequence + 1;
-            ++*count;
-        }
-        found = limit > 0 ? receiver_look(receiver, *position, &header) : NOTHING;
+        bool message = header.kind != MM_SKIP;
+        place->position += header.frame_nbytes;
+        place->sequence = header.sequence + message; /* a gap has the number of what follows it */
+        *count += message;
+        found = limit > 0 ? receiver_look(receiver, place->position, &header) : NOTHING;
     }
     return first;
+}
+
+/* Of what is ours alone so many messages are gone. */
+static void tell_missed(PyObject *self, Receiver *receiver, uint64_t count)
+{
+    if (!receiver->end.overwrite)
+        receiver_corrupt(self, "a message's header is damaged");
+    else
+        receiver_missed(self, receiver, 0, count);
+}
+
+/* The messages of what was just taken into `slot`, pending from now on. -1: an exception. */
+static int64_t hold(PyObject *self, Receiver *receiver, int slot, uint64_t start, uint64_t end, int64_t taken)
+{
+    int64_t count = make_messages(self, receiver, slot, start, end);
+    if (count < 0 || count == taken)
+        return count;
+    /* nobody else is told of what was overwritten after it was taken */
+    atomic_store(&receiver->end.stream.shared->slots[slot].left, (uint32_t)count);
+    tell_missed(self, receiver, (uint64_t)(taken - count));
+    return count;
 }
 
 PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
@@ -200,7 +216,8 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
     PyObject *message = NULL;
     while (message == NULL) {
         int64_t taken = 0;
-        uint64_t word, sequence = 0, start = mm_group_at(receiver->group, &word), end = start;
+        uint64_t word, start = mm_group_at(receiver->group, &word);
+        struct mm_place end = {.position = start};
         if ((atomic_load(&annex->orphans) >> index_of(receiver) & 1) != 0) {
             atomic_fetch_and(&annex->orphans, ~((uint32_t)1 << index_of(receiver)));
             if (!look_after(self, "_adopt_orphans") || (message = pop_pending(receiver)) != NULL)
@@ -212,30 +229,28 @@ PyObject *worker_next(PyObject *self, Receiver *receiver, int64_t limit)
                 break;
             continue;
         }
-        enum found found = reach(receiver, &end, limit, &sequence, &taken);
+        enum found found = reach(receiver, &end, limit, &taken);
         if (found == NOTHING)
             break;
         if (found != FOUND) {
-            if (!get_past(self, receiver, found, word))
+            if (!get_past(self, receiver, &slot, found, word))
                 break;
             continue;
         }
-        if (slot < 0 && (slot = free_slot(self, receiver)) < 0)
-            return NULL;
-        if (!mm_group_take(shared, receiver->group, slot, word, end)) {
+        int free = free_slot(self, receiver, slot);
+        if (free < 0)
+            break;
+        slot = free;
+        if (!mm_group_take(shared, receiver->group, slot, word, end, (uint32_t)taken)) {
             tell_sender(receiver); /* it may have seen the place that was not ours after all */
             continue;
         }
-        count_up_to(receiver->group, sequence);
-        atomic_store_explicit(&shared->slots[slot].sequence, sequence, memory_order_relaxed);
-        int64_t count = make_messages(self, receiver, slot, start, end);
-        /* nobody else is told of what was overwritten after it was taken */
-        bool told = count < 0 || !receiver->end.overwrite || receiver_missed(self, receiver, 0, (uint64_t)(taken - count));
+        int64_t count = hold(self, receiver, slot, start, end.position, taken);
         if (count > 0)
-            return told ? pop_pending(receiver) : NULL;
-        if (mm_group_done(shared, slot, end)) /* no message was among them */
+            return PyErr_Occurred() ? NULL : pop_pending(receiver);
+        if (mm_group_done(shared, slot, end.position, 0)) /* no message was among them */
             mm_sys_wake(&shared->room_wanted);
-        if (count < 0 || !told)
+        if (PyErr_Occurred())
             break;
     }
     if (slot >= 0)
@@ -251,7 +266,8 @@ void worker_done(Receiver *receiver, const Message *message)
     struct mm_control *shared = receiver->end.stream.shared;
     bool more = message->next != NULL && message->next->slot == slot;
     uint64_t needed = more ? message->next->start : atomic_load(&shared->slots[slot].held_end);
-    if (mm_group_done(shared, slot, needed))
+    uint64_t left = atomic_load(&shared->slots[slot].left), done = more ? message->next->sequence - message->sequence : left;
+    if (mm_group_done(shared, slot, needed, done < left ? (uint32_t)(left - done) : 0))
         mm_sys_wake(&shared->room_wanted);
     if (!more)
         leave_slot(receiver, slot);
@@ -259,22 +275,20 @@ void worker_done(Receiver *receiver, const Message *message)
 
 /* --- after the dead --- */
 
-/* _held(slot) -> does it hold a message of its group? */
-PyObject *worker_held(PyObject *self, PyObject *const *args, Py_ssize_t given)
+/* The messages that are left of what a slot holds. -1: an exception. */
+static int64_t make_rest(PyObject *self, Receiver *receiver, int slot, uint64_t start, uint64_t end)
 {
-    int64_t index;
-    if (places_open(self) == NULL || !take_numbers(args, given, &index, 1) || index < 0 || index >= MM_SLOTS)
-        return NULL;
-    const struct mm_stream *stream = &((End *)self)->stream;
-    uint32_t group = atomic_load(&stream->shared->slots[index].group);
-    uint64_t start, end;
-    if (group == 0 || group > MM_GROUPS)
-        Py_RETURN_FALSE;
-    return PyBool_FromLong(
-        mm_group_held(stream->shared, &stream->annex->groups[group - 1], (int)index, &start, &end));
+    uint64_t sequence;
+    int64_t count = make_messages(self, receiver, slot, start, end);
+    if (count != 0 || !receiver->end.overwrite)
+        return count;
+    if (!receiver_oldest(self, &start, &sequence))
+        return -1;
+    return make_messages(self, receiver, slot, start, end);
 }
 
-/* _adopt(slot, dead, own) -> how many messages of a dead worker are ours now; -1: it held none */
+/* _adopt(slot, dead, own): what a dead worker held is ours now -> how many messages of it were overwritten; -1: it
+ * held none */
 PyObject *worker_adopt(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
     int64_t number[3];
@@ -288,47 +302,23 @@ PyObject *worker_adopt(PyObject *self, PyObject *const *args, Py_ssize_t given)
         return PyLong_FromLong(-1);
     if (!mm_seize(&slot->owner, (uint64_t)number[1], (uint64_t)number[2]))
         return PyLong_FromLong(0);
-    int64_t count = make_messages(self, receiver, (int)number[0], start, end);
-    if (count == 0) /* overwritten, or nothing but a gap */
+    int64_t left = atomic_load(&slot->left), count = make_rest(self, receiver, (int)number[0], start, end);
+    if (count > 0)
+        atomic_store(&slot->left, (uint32_t)count);
+    else if (count == 0) /* overwritten, or nothing but a gap */
         leave_slot(receiver, (int)number[0]);
-    return count < 0 ? NULL : PyLong_FromLongLong(count);
+    return count < 0 ? NULL : PyLong_FromLongLong(count < left ? left - count : 0);
 }
 
-/* _groups() -> [(index, key, begun, sequence, name), ...] */
-PyObject *worker_groups(PyObject *self, PyObject *unused)
+/* _missed(count): raises what tells that so many messages we adopted are gone */
+PyObject *worker_missed(PyObject *self, PyObject *const *args, Py_ssize_t given)
 {
-    (void)unused;
-    if (places_open(self) == NULL)
+    int64_t count;
+    Receiver *receiver = worker_open(self);
+    if (receiver == NULL || !take_numbers(args, given, &count, 1))
         return NULL;
-    const struct mm_annex *annex = ((End *)self)->stream.annex;
-    PyObject *groups = PyList_New(0);
-    for (int i = 0; groups != NULL && i < MM_GROUPS; i++) {
-        uint64_t key = atomic_load(&annex->groups[i].key), word, position = mm_group_at(&annex->groups[i], &word);
-        if (key == 0)
-            continue;
-        PyObject *group = Py_BuildValue("(iLNKy#)", i, (long long)key, PyBool_FromLong(position != MM_UNSET),
-                                        (unsigned long long)atomic_load(&annex->groups[i].sequence),
-                                        annex->groups[i].name, (Py_ssize_t)sizeof annex->groups[i].name);
-        if (group == NULL || PyList_Append(groups, group) < 0)
-            Py_CLEAR(groups);
-        Py_XDECREF(group);
-    }
-    return groups;
-}
-
-/* _drop(group, forget): nobody of it is alive, so nothing is kept for it */
-PyObject *worker_drop(PyObject *self, PyObject *const *args, Py_ssize_t given)
-{
-    int64_t number[2];
-    if (places_open(self) == NULL || !take_numbers(args, given, number, 2) || number[0] < 0 || number[0] >= MM_GROUPS)
-        return NULL;
-    const struct mm_stream *stream = &((End *)self)->stream;
-    struct mm_group *group = &stream->annex->groups[number[0]];
-    uint64_t word, position = mm_group_at(group, &word);
-    bool dropped = position != MM_UNSET && mm_group_skip(stream->shared, group, (uint32_t)number[0] + 1, word, MM_UNSET);
-    if (number[1] != 0)
-        atomic_store(&group->key, 0);
-    return PyBool_FromLong(dropped);
+    tell_missed(self, receiver, (uint64_t)count);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 /* Leave: what was taken and not handed out goes to others, what was handed out is done with. */

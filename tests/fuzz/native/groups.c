@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKERS = 6, MESSAGES = 400, NOBODYS = -1, FINISHED = -2, DONE = 3, INTENT = 1, STATE = MM_LINE - 1 };
+enum { WORKERS = 6, MESSAGES = 400, NUMBERED = 7, NOBODYS = -1, FINISHED = -2, DONE = 3, INTENT = 1, STATE = MM_LINE - 1 };
 
 static struct mm_control *control;
 static struct mm_annex *annex;
@@ -38,6 +38,8 @@ static void compare(void)
         if (holds) /* the sender waits for it */
             check(atomic_load(&control->slots[slot].position) <= start);
     }
+    uint64_t word, at = mm_group_at(group, &word);
+    check(mm_group_count(control, group, 1, word) == NUMBERED + line(at));
 }
 
 static void won(int slot, uint64_t from, uint64_t to)
@@ -46,6 +48,11 @@ static void won(int slot, uint64_t from, uint64_t to)
         check(holder[i] == NOBODYS);
         holder[i] = slot;
     }
+}
+
+static struct mm_place at_line(uint64_t number)
+{
+    return (struct mm_place){.position = number * MM_LINE, .sequence = NUMBERED + number};
 }
 
 static bool is_idle(int slot)
@@ -62,17 +69,16 @@ static void die_taking(int slot, uint64_t word, uint64_t start, uint64_t end, in
     struct mm_group *group = &annex->groups[0];
     struct mm_slot *own = &control->slots[slot];
     dead[slot] = true;
+    mm_group_count(control, group, 1, word); /* settles it */
     if (steps > 0)
         atomic_store(&own->held_end, end);
     if (steps > 1)
-        atomic_store(&own->position, start);
+        atomic_store(&own->sequence, NUMBERED + line(end));
     if (steps > 2)
+        atomic_store(&own->position, start);
+    if (steps > 3)
         atomic_store(&own->held, start | INTENT);
-    /* whoever moves the cursor settles it first, as mm_group_take() does before all this: nobody is in it here */
-    uint64_t previous = word & 255, before, until;
-    if (previous < WORKERS)
-        mm_group_held(control, group, (int)previous, &before, &until);
-    if (steps > 3 && atomic_compare_exchange_strong(&group->cursor, &word, end >> 6 << 8 | (uint64_t)slot))
+    if (steps > 4 && atomic_compare_exchange_strong(&group->cursor, &word, end >> 6 << 8 | ((uint64_t)slot + 1)))
         won(slot, start, end);
 }
 
@@ -89,10 +95,10 @@ static void act(int slot, int what, uint64_t much)
         if (!is_idle(slot) || line(to) > MESSAGES || seen[slot] == 0)
             break;
         if (what == 3) {
-            die_taking(slot, seen[slot], from, to, (int)(much / 3 % 5));
+            die_taking(slot, seen[slot], from, to, (int)(much / 3 % 6));
             break;
         }
-        bool taken = mm_group_take(control, group, slot, seen[slot], to);
+        bool taken = mm_group_take(control, group, slot, seen[slot], at_line(line(to)), (uint32_t)line(to - from));
         check(!taken || seen[slot] == word);
         if (taken)
             won(slot, from, to);
@@ -103,13 +109,16 @@ static void act(int slot, int what, uint64_t much)
         if (!dead[slot] && mm_group_held(control, group, slot, &start, &end)) {
             uint64_t upto = start + (1 + much % 3) * MM_LINE;
             upto = upto < end ? upto : end;
-            mm_group_done(control, slot, upto);
+            mm_group_done(control, slot, upto, (uint32_t)line(end - upto));
             for (uint64_t i = line(start); i < line(upto); i++)
                 holder[i] = FINISHED;
         }
         break;
     case 5:
-        if (!dead[slot] && mm_group_skip(control, group, 1, word, at + (much % 2) * MM_LINE))
+        if (!is_idle(slot))
+            break;
+        seen[slot] = 0; /* after this too */
+        if (mm_group_skip(control, group, slot, word, at_line(line(at) + much % 2)))
             for (uint64_t i = line(at); i < line(at) + much % 2 && i < MESSAGES; i++)
                 holder[i] = FINISHED;
         break;
@@ -125,14 +134,14 @@ static void bury(int slot)
     if (!dead[slot])
         return;
     if (mm_group_held(control, &annex->groups[0], slot, &start, &end)) {
-        mm_group_done(control, slot, end);
+        mm_group_done(control, slot, end, 0);
         for (uint64_t i = line(start); i < line(end); i++)
             holder[i] = FINISHED;
     }
     /* the slot's next holder begins with nothing, once the cursor does not name it */
     uint64_t word;
     mm_group_at(&annex->groups[0], &word);
-    if ((word & 255) == (uint64_t)slot)
+    if ((word & 255) == (uint64_t)slot + 1)
         return;
     mm_vacate(&control->slots[slot]);
     atomic_store(&control->slots[slot].group, 1);
@@ -159,7 +168,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
         atomic_store(&control->slots[i].group, 1);
         atomic_store(&control->slots[i].held, DONE);
     }
-    check(mm_group_skip(control, &annex->groups[0], 1, 0, MM_LINE)); /* it begins */
+    check(mm_group_skip(control, &annex->groups[0], 0, 0, at_line(1))); /* it begins */
     for (size_t i = 0; i + 1 < count && i < 2000; i += 2) {
         int slot = bytes[i] % WORKERS, what = bytes[i] / WORKERS % 9;
         if (what == 8)
