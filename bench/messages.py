@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from messages_broadcast import Framed, Plain
 from messages_report import APART, Found, plot, report
 from packages import ABSENT, PACKAGES, FasterFifoBatches
 from rich.console import Console
@@ -297,38 +299,34 @@ def are_near() -> bool:
 # --- several receivers, and none that has anything to do -------------------------------------
 
 
-def broadcast(receivers: int, seconds: float) -> dict[str, float]:
-    """The sender's CPU microseconds for a message of 6 MiB, one every PACE_SECONDS, so that nobody has to wait."""
-    transport, gate, nbytes = Messages(6 * MIB, 2), Gate(), 6 * MIB
+def broadcast(receivers: int, seconds: float, *, plain: bool = False) -> dict[str, float]:
+    """The sender's CPU microseconds for a message of 6 MiB, one every PACE_SECONDS, so that nobody has to wait: all of
+    them, and those besides filling it. Plain: through memory that all map, told by a byte in a pipe each."""
+    gate = Gate()
+    stream: Plain | Framed = Plain(6 * MIB, receivers) if plain else Framed(6 * MIB)
 
     def send() -> dict[str, float]:
         gate.wait(receivers)
-        reserve, wish, clock = transport.channel.sender().reserve, (nbytes // 8, "u8"), time.thread_time
-        until, number, costs = time.perf_counter() + seconds, 0, []
+        sent, until, number = stream.sender(), time.perf_counter() + seconds, 0
+        costs = []
         while time.perf_counter() < until:
-            start = clock()
-            with reserve(wish) as room:
-                array, before = room.array, clock()
-                array.fill(number)
-                filled = clock()
-                del array
-            end = clock()
-            costs.append((end - start, end - start - (filled - before)))
+            costs.append(sent(number))
             number += 1
             time.sleep(PACE_SECONDS)
         whole, besides = np.median(costs, 0) * 1e6
         return {"cpu": float(whole), "besides": float(besides)}
 
-    def receive() -> None:
-        consume = transport.receiver()
+    def receive(index: int) -> None:
+        taken = stream.receiver(index)
         gate.arrive()
         while True:
-            consume(1)
+            taken()
 
     try:
-        return dict(together([send, *[receive] * receivers], 10 * seconds + 5, transport, count=1)[0])
+        works = [send, *(partial(receive, index) for index in range(receivers))]
+        return dict(together(works, 10 * seconds + 5, Transport(0, 0), count=1)[0])
     finally:
-        transport.close()
+        stream.close()
         gate.close()
 
 
@@ -370,7 +368,9 @@ def turns(options: argparse.Namespace) -> list[Turn]:
                 once.append(Turn(cell, name, partial(run, made, size, seconds)))
         for name, (made, spin_us) in ROUNDS.items():
             once.append(Turn("round trip", name, partial(rounds, made, spin_us, seconds)))
-        once += [Turn("broadcast", f"{count}", partial(broadcast, count, seconds)) for count in (1, 4)]
+        for count, plain in itertools.product((1, 2, 4), (False, True)):
+            name = f"{count}{', plain memory' if plain else ''}"
+            once.append(Turn("broadcast", name, partial(broadcast, count, seconds, plain=plain)))
         once.append(Turn("idle", "mirrormap", partial(idle, 2.0)))
         wanted = [turn for turn in once if options.only is None or options.only in f"{turn.cell}/{turn.name}"]
         random.shuffle(wanted)

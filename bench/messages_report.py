@@ -52,13 +52,26 @@ def report(found: Found, failed: dict[str, str], sizes: dict[str, int], console:
         for name, each in sorted(medians["round trip"].items(), key=lambda item: item[1]["p50"]):
             table.add_row(name, *(f"{value:,.1f}" for value in each.values()))
         console.print(table)
-    for count, runs in sorted(found.get("broadcast", {}).items()):
-        each = {figure: median(runs, figure) for figure in ("cpu", "besides")}
-        medians[f"6 MiB to {count}"] = each
-        console.print(
-            f"6 MiB to {count} receivers: {each['cpu']:.0f} us of the sender's CPU a message, "
-            f"{each['besides']:.1f} of them besides filling it"
+    if broadcast := found.get("broadcast"):
+        medians["6 MiB to several"] = costs = {
+            name: {figure: median(runs, figure) for figure in ("cpu", "besides")}
+            for name, runs in sorted(broadcast.items())
+        }
+        table = Table(
+            "receivers",
+            "reserve and commit",
+            "fill",
+            "all",
+            "times one's",
+            title="6 MiB: us of the sender's CPU a message",
         )
+        for name, each in costs.items():
+            one = costs.get(name.replace(name[0], "1", 1), each)
+            fill = each["cpu"] - each["besides"]
+            row = f"{each['besides']:.1f}", f"{fill:,.0f}", f"{each['cpu']:,.0f}"
+            times = ", ".join(f"{each[figure] / one[figure]:.2f}" for figure in ("besides", "cpu"))
+            table.add_row(name, *row, times)
+        console.print(table)
     if runs := found.get("idle", {}).get("mirrormap"):
         medians["idle"] = float(np.median(runs))
         console.print(f"idle receiver: {medians['idle'] * 1e3:.2f} ms of CPU in 2 s")

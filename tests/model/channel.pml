@@ -516,7 +516,7 @@ inline found(slot)
     skip;
     d_step {
         if
-        :: cursor == UNSET -> cursor = at; last = NOBODY; first = number; upto = number
+        :: cursor == UNSET -> cursor = at; last = slot; first = number; upto = number
         :: else
         fi
     };

@@ -85,8 +85,9 @@ int mm_arrive(struct mm_control *shared, uint64_t owner, uint64_t capacity, uint
 void mm_vacate(struct mm_slot *slot)
 {
     atomic_store_explicit(&slot->held, 0, memory_order_relaxed);
-    atomic_store_explicit(&slot->held_end, 0, memory_order_relaxed);
-    atomic_store_explicit(&slot->sequence, 0, memory_order_relaxed);
+    /* first, and where no cursor is: what comes into `sequence` now belongs to no place any more */
+    atomic_store_explicit(&slot->held_end, UINT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&slot->sequence, 0, memory_order_release);
     atomic_store_explicit(&slot->missed, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->address, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->left, 0, memory_order_relaxed);

@@ -1,0 +1,50 @@
+"""missed.pml checked by SPIN: a group's count of missed messages, in every interleaving, and one fault put into each rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spin import errors, needs_spin
+
+MODEL = Path(__file__).with_name("missed.pml")
+
+pytestmark = needs_spin
+
+
+@pytest.mark.parametrize("options", ["-DTOTAL=1 -DKILL", "-DTOTAL=1 -DKILL -DMOST=2"])
+def test_every_message_is_taken_or_told_once(tmp_path: Path, options: str) -> None:
+    count, found = errors(MODEL, tmp_path, options)
+    assert not count, found
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-DTOTAL=2", "-DTOTAL=2 -DKILL", "-DTOTAL=2 -DMOST=2 -DKILL", "-DTOTAL=1 -DKILL -DDROP -DLATE"],
+)
+def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
+    """Minutes each: without hours they are left to `make soak`."""
+    if not soak:
+        pytest.skip("minutes of search: --soak runs it")
+    count, found = errors(MODEL, tmp_path, options, 3000)
+    assert not count, found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-DNO_COUNT -DTOTAL=2 -DKILL",
+        "-DLATE_COUNT -DTOTAL=2",
+        "-DNUMBER_FIRST -DTOTAL=2",
+        "-DNO_LOOK -DTOTAL=2",
+        "-DSTORE -DTOTAL=2",
+        "-DHELD_FIRST -DTOTAL=2 -DMOST=2 -DKILL",
+        "-DVACATE -DTOTAL=2 -DKILL",
+        "-DEND_0 -DTOTAL=2",
+        "-DFROM_HEAD -DTOTAL=2 -DKILL",
+    ],
+)
+def test_each_rule_is_needed(tmp_path: Path, options: str) -> None:
+    count, found = errors(MODEL, tmp_path, options)
+    assert count == 1, found
