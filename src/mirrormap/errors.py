@@ -73,7 +73,7 @@ class Overrun(MirrorError):  # noqa: N818
 
     Attributes:
         missed: how many. The reader or receiver, if it was one, stands at the oldest intact one now. In a
-            group whose workers race, what one of them took just before may be counted too, never too few.
+            group each message is told to one worker, what a dead one had taken to who takes that over.
     """
 
     def __init__(self, missed: int) -> None:

@@ -14,7 +14,6 @@
  *     -DLATE_COUNT    a slot says anew where it goes before it has counted
  *     -DNUMBER_FIRST  a slot says the number before the end
  *     -DNO_LOOK       counts without looking at the cursor once more
- *     -DSTORE         counts by a store
  *     -DHELD_FIRST    is done with a message before it says how many are left
  *     -DVACATE        frees a dead worker's slot without counting for it
  *     -DEND_0         a free slot says that it goes to the first place
@@ -68,9 +67,6 @@ inline counts(slot, at)
         :: number == seen -> break
         :: else
         fi;
-#ifdef STORE
-        count = number; break
-#else
         atomic {
             if
             :: count == seen && back == seen_back ->
@@ -78,7 +74,6 @@ inline counts(slot, at)
             :: else
             fi
         }
-#endif
     od;
     skip;
     d_step { end = 0; number = 0; seen = 0; seen_back = 0 } /* nothing of it matters any more */

@@ -38,7 +38,6 @@ def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
         "-DLATE_COUNT -DTOTAL=2",
         "-DNUMBER_FIRST -DTOTAL=2",
         "-DNO_LOOK -DTOTAL=2",
-        "-DSTORE -DTOTAL=2",
         "-DHELD_FIRST -DTOTAL=2 -DMOST=2 -DKILL",
         "-DVACATE -DTOTAL=2 -DKILL",
         "-DEND_0 -DTOTAL=2",
