@@ -173,11 +173,13 @@ inline work(slot)
 /* worker_adopt: those that are intact are ours, the others are told. */
 inline adopt(slot)
 {
+#ifndef VACATE
     atomic { at = cursor; from = last };
     if
     :: from == slot -> settle(at, slot)
     :: else
     fi;
+#endif
     if
     :: held[slot] == TAKEN ->
         atomic {
@@ -206,7 +208,8 @@ inline adopt(slot)
         work(slot)
     :: else
     fi;
-    vacate(slot)
+    vacate(slot);
+    d_step { at = 0; from = 0; missed = 0 }
 }
 
 inline found()
@@ -251,6 +254,8 @@ proctype Worker(byte me)
 #endif
         arrive(mine);
         do
+        :: me == 1 && dead && owner[0] == 0 -> adopt(0)
+        :: me == 1 && dead && owner[1] == 0 -> adopt(1)
         :: atomic { at = cursor; from = last };
             if
             :: at == UNSET -> found()
@@ -296,21 +301,6 @@ proctype Worker(byte me)
             fi;
             at = 0; from = 0; to = 0; end = 0; number = 0; seen = 0; seen_back = 0; position = 0; missed = 0
         od;
-        if
-        :: me == 1 && dead && owner[0] == 0 ->
-#ifndef VACATE
-            adopt(0)
-#else
-            vacate(0)
-#endif
-        :: me == 1 && dead && owner[1] == 0 ->
-#ifndef VACATE
-            adopt(1)
-#else
-            vacate(1)
-#endif
-        :: else
-        fi;
         vacate(mine);
         if
         :: me < 2 -> gone[me] = true
