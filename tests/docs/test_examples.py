@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import default_huge_nbytes, reserved
+from support import PATIENCE_S, default_huge_nbytes, reserved
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -19,7 +19,7 @@ BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) 
 
 def runs(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "page.py"], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "page.py"], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
 
