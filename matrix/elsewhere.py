@@ -47,17 +47,21 @@ def inside(
     root = tree(version)
     uv = Path(sys.executable).with_name("uv")
     with tempfile.TemporaryDirectory() as site:
+        os.chmod(site, 0o755)  # tests become ordinary users
         options = ["--only-binary", ":all:", "--python-version", version, "--target", site]
         options += ["--python-platform", f"{platform.machine()}-manylinux_2_40"]
         run(uv, "pip", "install", "--quiet", *options, *packages, wheel)
         shown = {"proc": "/proc", "sys": "/sys", "dev": "/dev", "t": str(build.ROOT), "site": site}
-        mounts = []
+        # it becomes the root, as in a container: in a chroot nobody may make a user namespace, and / is no mount
+        mounts = [f"mount --bind {root} {root}"]
         for name, source in shown.items():
             (root / name).mkdir(exist_ok=True)
             mounts.append(f"mount --rbind {shlex.quote(source)} {root / name}")
+        (root / "before").mkdir(exist_ok=True)
+        mounts += [f"cd {root}", "pivot_root . before", "umount --lazy before"]
         python = f"PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 python{version}"
-        command = f"cd /t && {python} -m pytest -q -p no:cacheprovider {shlex.join(tests)}"
-        script = " && ".join([*mounts, f"exec chroot {root} sh -c {shlex.quote(command)}"])
+        command = f"{python} -m pytest -q -p no:cacheprovider {shlex.join(tests)}"
+        script = " && ".join([*mounts, "cd /t", f"exec env {command}"])
         return subprocess.run(
             ["unshare", "--mount", "bash", "-c", script], capture_output=True, text=True, check=False
         )

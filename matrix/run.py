@@ -51,6 +51,7 @@ def script(tests: str, effort: float) -> str:
         "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated MIRRORMAP_GUEST=1",
         f"export MIRRORMAP_EFFORT={effort}",
         "chmod -R a+rX /t",
+        "cp -r /t/site/mirrormap-*.data/data/. /usr/",
     ]
     lines += [
         "echo @@ROUTES@@",

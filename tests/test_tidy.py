@@ -55,7 +55,8 @@ def test_no_variable_is_called_size(path: Path) -> None:
 
 
 def test_no_page_size_is_written_as_a_number() -> None:
-    for path in PYTHON:
+    sums = {"test_units.py", "test_tidy.py", "test_demo_heap.py"}  # of numbers that are given
+    for path in [*PYTHON, *(path for path in (ROOT / "tests").rglob("*.py") if path.name not in sums)]:
         numbers = {
             node.value
             for node in ast.walk(ast.parse(path.read_text()))
