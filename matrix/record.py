@@ -18,7 +18,7 @@ HEAD = """# The matrix
 `make matrix` boots kernels of Debian in QEMU, without KVM, and runs the whole test-suite in each, as root and as an ordinary user. It writes this
 page: the last result of every cell, with its date and versions. Loops whose length is only a matter of patience (Hypothesis' examples, kills,
 messages, rounds of threads) are shorter there, by the factor of the column "effort" (MIRRORMAP_EFFORT; `scaled` in `tests/support.py` gives
-each a least number); every test runs.
+each a least number). Every test runs but the two that measure processor time.
 
 | kernel | processor | page, huge page | Python, NumPy | QEMU | date | effort | as | passed | failed | skipped | minutes |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

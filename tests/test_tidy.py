@@ -47,6 +47,24 @@ def test_c_functions_are_short(path: Path) -> None:
     assert bodies or path.suffix == ".h" or path.name == "module.c"
 
 
+def test_a_free_threaded_build_has_a_front_for_every_function() -> None:
+    """guard.c takes them out of pools; where one is too small, such a build cannot be imported."""
+    guard = (SOURCE / "_native" / "guard.c").read_text()
+    few, many = (int(count) for count in re.findall(r"(?:FEW|MANY)_COUNT = (\d+)", guard))
+    text = "\n".join(path.read_text() for path in NATIVE if path.name != "guard.c")
+    slots = [
+        word for names in re.findall(r"case (Py_.*?): return", guard) for word in re.findall(r"Py_\w+", names)
+    ]
+    assert len(slots) >= 10
+    for slot in slots:
+        assert len(re.findall(rf"{{{slot},", text)) <= few // (
+            2 if slot in ("Py_tp_repr", "Py_tp_hash") else 1
+        ), slot
+    methods = re.findall(r"\b(METH_\w+(?: \| METH_\w+)*)", text)
+    assert 100 < len(methods) <= many
+    assert sum(how.endswith("METH_KEYWORDS") for how in methods) <= few
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
 def test_no_variable_is_called_size(path: Path) -> None:
     """nbytes, count and index are different words."""
