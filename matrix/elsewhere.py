@@ -57,6 +57,10 @@ def inside(
         for name, source in shown.items():
             (root / name).mkdir(exist_ok=True)
             mounts.append(f"mount --rbind {shlex.quote(source)} {root / name}")
+        if (
+            pages := Path(site, "share", "man")
+        ).is_dir():  # of this package alone, as its tests want to see them
+            mounts.append(f"mount --bind {pages} {root / 'usr/share/man'}")
         (root / "before").mkdir(exist_ok=True)
         mounts += [f"cd {root}", "pivot_root . before", "umount --lazy before"]
         python = f"PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 python{version}"

@@ -53,7 +53,7 @@ def test_the_last_result_of_a_whole_cell_makes_the_page(run: ModuleType, tmp_pat
     counts = run.counted(REPORT)
     result = {
         "cell": cell.name, "kernel": "6.1.0-50", "python": "3.11.2, 2.4.0", "qemu": "7.2.22", "date": "2026-11-26",
-        "effort": 0.1, "routes": {"page_size": 4096, "huge_pools": {"2097152": 64, "1073741824": 0}},
+        "effort": 0.1, "routes": {"page_size": 1 << 12, "huge_pools": {"2097152": 64, "1073741824": 0}},
         "runs": {"root": counts, "user": counts},
     }  # fmt: skip
     record.kept(result)
