@@ -95,7 +95,8 @@ def work(folder: Path, arch: str, suite: str, python: str, wheel_file: Path) -> 
         shutil.rmtree(unused, ignore_errors=True)
     compile_folder(suite, folder / "site", "/t/site")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "src", "bench", "docs"):
+    texts = sorted(path.name for path in ROOT.glob("*.md"))
+    for name in ("pyproject.toml", "LICENSE", *texts, "src", "bench", "docs"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(

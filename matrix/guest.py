@@ -39,6 +39,13 @@ class Outcome:
     seconds: float
 
 
+def version(arch: str) -> str:
+    """QEMU's, as 7.2.22."""
+    said = run(shlex.split(MACHINES[arch][0])[0], "--version")
+    found = re.search(r"version ([\d.]+)", said)
+    return found[1] if found else said
+
+
 def overlay(work: Path, command: str, archive: Path) -> None:
     """The init, the command and the work at /t, as a cpio archive to follow the root's."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,7 +66,7 @@ def boot(
     *,
     memory_mib: int = 3072,
     append: str = "",
-    timeout: float = 5400,
+    timeout: float = 4 * 3600,
     watch: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Run a shell command in the folder `work` under a kernel.

@@ -1,7 +1,7 @@
 """The one wheel under every Python: installed into a fresh environment each, and tested.
 
-make pythons            every version from 3.11 on: on PATH, under pyenv, else in a root of Debian's; and a
-                        free-threaded one, which has a wheel of its own
+make pythons            every version from 3.11 on: on PATH, under pyenv, else in a root of Debian's; and
+                        free-threaded ones, which have a wheel of their own each
 python matrix/pythons.py --tests tests/unit/test_ring.py
 """
 
@@ -23,7 +23,7 @@ from debian import UnavailableError, run
 from rich.console import Console
 from rich.table import Table
 
-WANTED = ("3.11", "3.12", "3.13", "3.14", "3.15", elsewhere.FREE_THREADED)
+WANTED = ("3.11", "3.12", "3.13", "3.14", "3.15", *elsewhere.FREE_THREADED)
 TESTS = ["tests/unit", "tests/model", "tests/kernel"]
 # what they compare with may have no wheel for a new Python yet: those tests skip and say so
 NEEDED = ["numpy>=2", "rich>=13", "pytest>=9", "hypothesis>=6.150", "pytest-timeout>=2.3", "psutil>=6"]
@@ -52,7 +52,7 @@ def prepared(python: Path, wheel: Path, environment: Path) -> None:
     here = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": path}
     install = [uv, "pip", "install", "--quiet", "--only-binary", ":all:"]
     run(*install, *NEEDED, env=here)
-    if python.name == f"python{elsewhere.FREE_THREADED}":
+    if python.name.removeprefix("python") in elsewhere.FREE_THREADED:
         run(*install, *BUILDING, env=here)
         # the stable ABI is not for interpreters without a lock
         options = ["--no-build-isolation", "--no-deps", "-C", "setup-args=-Dpython.allow_limited_api=false"]
@@ -65,7 +65,7 @@ def prepared(python: Path, wheel: Path, environment: Path) -> None:
 
 def tested(version: str, wheel: Path, tests: list[str]) -> tuple[str, str, str]:
     """Which Python it was, how the tests ended, and the last lines if any failed. Raises: UnavailableError."""
-    python = elsewhere.free_threaded() if version == elsewhere.FREE_THREADED else interpreter(version)
+    python = elsewhere.free_threaded(version) if version in elsewhere.FREE_THREADED else interpreter(version)
     if python is None and version in elsewhere.SUITES:
         done = elsewhere.inside(version, wheel, NEEDED, tests)
     elif python is None:

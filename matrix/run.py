@@ -4,6 +4,8 @@
     make matrix KERNEL=6.1 PAGES=16k PYTHON=3.13     those that fit
     python matrix/run.py --short             those of every run of the checks, with the tests that ask the kernel most
 
+A processor is emulated some ten times slower: rounds whose number is a matter of patience are fewer there, by --effort
+(tests/support.py, `scaled`). What a cell's whole suite ended with goes into the documentation (record.py).
 Needs root on a Debian machine: packages come from its own archive, and are cached outside the tree.
 """
 
@@ -17,33 +19,47 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import build
 import debian
 import guest
+import record
 from cells import CELLS, SUITES, Cell
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 RESULTS = build.ROOT / "build" / "matrix" / "results"
-WHOLE = "tests/kernel tests/unit tests/model tests/fault"
-SHORT = "tests/kernel tests/unit/test_mapping.py tests/unit/test_mapping_lifetime.py"
+WHOLE = "tests"
+SHORT = (
+    "tests/kernel tests/unit/test_mapping.py tests/unit/test_mapping_lifetime.py tests/unit/test_sysctl.py"
+)
+EFFORT = 0.1
+VERSIONS = "import platform, numpy; print(platform.python_version(), numpy.__version__, sep=', ')"
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
 
 
-def script(tests: str) -> str:
+def script(tests: str, effort: float) -> str:
     """What a guest runs: the routes it takes, and the tests as root and as somebody else."""
     lines = [
         "export PYTHONPATH=/t/site PYTHONDONTWRITEBYTECODE= NO_COLOR=1 HYPOTHESIS_PROFILE=emulated MIRRORMAP_GUEST=1",
+        f"export MIRRORMAP_EFFORT={effort}",
         "chmod -R a+rX /t",
+        "cp -r /t/site/mirrormap-*.data/data/. /usr/",
     ]
-    lines += ["echo @@ROUTES@@", "uname -r", "python3 -m mirrormap check --json", "echo @@END@@"]
+    lines += [
+        "echo @@ROUTES@@",
+        "uname -r",
+        f'python3 -c "{VERSIONS}"',
+        "python3 -m mirrormap check --json",
+        "echo @@END@@",
+    ]
     for user, prefix in USERS.items():
         # in an unpacked root nobody has a name, and pytest would give both the same folder
         options = f"-q -p no:cacheprovider -m 'not timing' --timeout 900 --junitxml /tmp/{user}.xml"
@@ -82,6 +98,7 @@ def counted(xml: str) -> dict[str, Any]:
         "skipped": skipped,
         "skips": skips,
         "failures": failures,
+        "seconds": sum(float(suite.get("time", 0)) for suite in ET.fromstring(xml).iter("testsuite")),
     }
 
 
@@ -107,7 +124,7 @@ def fetched(cell: Cell) -> tuple[Path, Path, str]:
 
 
 def boot(
-    cell: Cell, source: tuple[Path, Path, str], wheel: Path, tests: str, progress: Progress, bar: TaskID
+    cell: Cell, source: tuple[Path, Path, str], wheel: Path, command: str, progress: Progress, bar: TaskID
 ) -> dict[str, Any]:
     """Run one cell. Returns: what is known of it."""
     kernel, root, suite = source
@@ -121,11 +138,11 @@ def boot(
     with tempfile.TemporaryDirectory() as scratch:
         work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
         huge = "" if cell.arch == "s390x" else "hugepages=" + ("8" if cell.pages == "16k" else "64")
-        outcome = guest.boot(kernel, root, cell.arch, work, script(tests), append=huge, watch=watch)
+        outcome = guest.boot(kernel, root, cell.arch, work, command, append=huge, watch=watch)
     (RESULTS / f"{cell.name}.log").write_text(outcome.output)
     result: dict[str, Any] = {"cell": cell.name, "seconds": round(outcome.seconds), "runs": {}}
     routes = part(outcome.output, "ROUTES")
-    result["kernel"], _, checks = routes.partition("\n")
+    result["kernel"], result["python"], checks = (*routes.split("\n", 2), "", "")[:3]
     result["routes"] = json.loads(checks) if checks.startswith("{") else {}
     for user in USERS:
         if xml := part(outcome.output, f"JUNIT {user}"):
@@ -146,9 +163,10 @@ def tried(cell: Cell, source: tuple[Path, Path, str] | str, *rest: Any) -> dict[
         return {**nothing, "trouble": str(error)}
 
 
-def table(results: list[tuple[Cell, dict[str, Any]]]) -> Table:
+def table(results: list[tuple[Cell, dict[str, Any]]], effort: float) -> Table:
     """Kernel, pages, Python, and what became of the tests as whom."""
-    shown = Table("kernel", "pages", "Python", "as", "passed", "failed", "skipped", "seconds", title="matrix")
+    title = f"matrix, {datetime.now(UTC):%Y-%m-%d}, MIRRORMAP_EFFORT={effort:g}"
+    shown = Table("kernel", "pages", "Python", "as", "passed", "failed", "skipped", "seconds", title=title)
     for cell, result in results:
         for user in USERS:
             run = result["runs"].get(user)
@@ -179,6 +197,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pages", default=os.environ.get("PAGES", ""))
     parser.add_argument("--python", default=os.environ.get("PYTHON", ""))
     parser.add_argument("--tests", default="", help="paths of tests instead of the usual ones")
+    parser.add_argument("--effort", type=float, default=float(os.environ.get("EFFORT") or EFFORT))
     return parser.parse_args()
 
 
@@ -209,7 +228,7 @@ def main() -> int:
         console.print(f"missing: apt-get install {' '.join(missing)}")
         return 2
     RESULTS.mkdir(parents=True, exist_ok=True)
-    tests = options.tests or (SHORT if options.short else WHOLE)
+    command = script(options.tests or (SHORT if options.short else WHOLE), options.effort)
     begun = time.monotonic()
     columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress, ThreadPoolExecutor(2) as pool:
@@ -222,14 +241,18 @@ def main() -> int:
                 sources[cell] = str(error)
             progress.advance(setup)
         wheel = build.wheel()
-        jobs = [
+        jobs = {
             pool.submit(
-                tried, cell, sources[cell], wheel, tests, progress, progress.add_task(cell.name, total=100)
-            )
+                tried, cell, sources[cell], wheel, command, progress, progress.add_task(cell.name, total=100)
+            ): cell
             for cell in cells
-        ]
-        results = [(cell, job.result()) for cell, job in zip(cells, jobs, strict=True)]
-    console.print(table(results))
+        }
+        for job in as_completed(jobs):
+            if not (options.tests or options.short) and len(job.result()["runs"]) == len(USERS):
+                how = {"qemu": guest.version(jobs[job].arch), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+                record.kept({**job.result(), **how, "effort": options.effort})
+        results = [(cell, job.result()) for job, cell in jobs.items()]
+    console.print(table(results, options.effort))
     lines, failed = [], False
     for cell, result in results:
         for user in USERS:

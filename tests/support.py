@@ -30,6 +30,8 @@ from mirrormap import _core, kernel
 
 PAGE = mmap.PAGESIZE
 GUEST = "MIRRORMAP_GUEST" in os.environ  # one of make matrix, whose settings are nobody else's
+# of rounds whose number is a matter of patience: less than 1 in guests, whose processor is emulated
+EFFORT = float(os.environ.get("MIRRORMAP_EFFORT", "1"))
 PATIENCE_S = 900 if os.environ.get("HYPOTHESIS_PROFILE") == "emulated" else 120
 TESTS = Path(__file__).parent
 HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
@@ -43,6 +45,12 @@ MFD_ALLOW_SEALING, MFD_HUGETLB = 2, 4
 # numbers of system calls that the C library has no function for
 USERFAULTFD = {"x86_64": 323, "ppc64le": 364, "s390x": 355}
 FUTEX = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "s390x": 238}
+
+
+def scaled(rounds: int, least: int = 1) -> int:
+    """So many rounds, or what MIRRORMAP_EFFORT leaves of them, but never fewer than `least`, which still mean something."""
+    return max(least, int(rounds * EFFORT)) if EFFORT < 1 else rounds
+
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p

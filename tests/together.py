@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from support import scaled
+
 THREADS = 8
-ROUNDS = 120
+ROUNDS = scaled(120, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from support import default_huge_nbytes, reserved
+from support import PATIENCE_S, default_huge_nbytes, reserved
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
+OF_OTHERS = {
+    "zenoh": "eclipse-zenoh", "symspellpy": "--no-deps symspellpy", "PIL": "pillow", "scipy": "scipy", "pandas": "pandas",
+}  # fmt: skip
 
 
 def runs(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "page.py"], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "page.py"], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
 
@@ -29,10 +32,9 @@ def runs(folder: Path) -> None:
 )
 def test_the_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
     script = "\n".join(BLOCKS[page])
-    if "import zenoh" in script and importlib.util.find_spec("zenoh") is None:
-        pytest.skip("Zenoh is not installed: pip install eclipse-zenoh")
-    if "symspellpy" in script and importlib.util.find_spec("symspellpy") is None:
-        pytest.skip("no words are installed: pip install --no-deps symspellpy")
+    for module, install in OF_OTHERS.items():
+        if re.search(rf"\b{module}\b", script) and importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: pip install {install}")
     (tmp_path / "page.py").write_text(script)  # a file, as a spawned worker needs it
     if "needs: huge pages" in script:
         with reserved(default_huge_nbytes(), 8):

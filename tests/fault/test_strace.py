@@ -30,10 +30,11 @@ pytestmark = [
     pytest.mark.leaks_by_nature,  # counted in the process that is traced
 ]
 
-# by what strace calls them: those of _native/sys.h
+# by what strace calls them: those of _native/sys.h and sys_mount.c
 CALLS = (
     "mmap", "munmap", "mremap", "mprotect", "madvise", "memfd_create", "ftruncate", "fallocate", "fcntl",
     "fstat", "fstatfs", "fdatasync", "msync", "ioctl", "close", "futex", "process_madvise",
+    "openat", "unlinkat", "fsopen", "fsconfig", "fsmount",
 )  # fmt: skip
 ERRORS = ("ENOMEM", "EPERM", "ENOSYS", "EINTR", "EAGAIN", "EFAULT")
 UNDOING = ("munmap", "close")  # what cannot be given back stays

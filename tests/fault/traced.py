@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,9 +21,18 @@ import numpy as np
 
 import mirrormap as mm
 from conftest import held
+from mirrormap import kernel
 from support import PAGE
 
 MARK = 0x5A
+
+
+def is_our_mount(fd: int) -> bool:
+    """The only folder that anybody keeps open here is that of the tmpfs of the package."""
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 class Scene:
@@ -35,6 +45,8 @@ class Scene:
         self.roomy = self.pages.map(0, PAGE, reserve=64 * PAGE)
         self.file = mm.Pages.open(self.folder / "data", 4 * PAGE)
         self.source = mmap.mmap(-1, 4 * PAGE)
+        kernel.has_huge_files()
+        self.mount = next((fd for fd in range(3, 64) if is_our_mount(fd)), -1)
         self.view.array()[:8] = MARK
         self.source[:8] = bytes([MARK]) * 8
 
@@ -72,6 +84,13 @@ def grown(path: Path | None) -> None:
         assert (rows.array == 7).all()
 
 
+def mounted_again(mount: int) -> None:
+    """As a program that becomes a daemon, and closes all it finds."""
+    if mount >= 0:
+        os.close(mount)
+        assert kernel.has_huge_files() in (True, False)  # refused: there are other ways
+
+
 def frozen() -> None:
     live = mm.full(4 << 20, MARK, "u1")
     taken = mm.snapshot(live, copy=False)
@@ -103,6 +122,7 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "growable in a file": lambda s: grown(s.folder / "rows"),
     "snapshot": lambda s: frozen(),
     "mirrors": lambda s: mm.mirrors(),
+    "mount": lambda s: mounted_again(s.mount),
 }
 
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, scaled
 
 
 def content(number: int, nbytes: int) -> bytes:
@@ -285,5 +285,5 @@ class Messages(RuleBasedStateMachine):
 def test_a_channel_is_a_list(inflight: int | None) -> None:
     machine = type("Messages", (Messages,), {"inflight": inflight})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
+        machine, settings=settings(max_examples=scaled(60, 10), stateful_step_count=30, deadline=None)
     )

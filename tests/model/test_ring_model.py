@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, scaled
 
 
 class Stream(RuleBasedStateMachine):
@@ -185,7 +185,7 @@ class Stream(RuleBasedStateMachine):
 def test_a_stream_of_items(item_nbytes: int) -> None:
     machine = type("Stream", (Stream,), {"item_nbytes": item_nbytes})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        machine, settings=settings(max_examples=scaled(150, 15), stateful_step_count=40, deadline=None)
     )
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 import mirrormap as mm
-from support import PAGE, default_huge_nbytes, entries, held, protections, reserved
+from support import PAGE, default_huge_nbytes, entries, held, protections, reserved, scaled
 
 LIMIT_PAGES = 6
 
@@ -241,12 +241,14 @@ class Life(RuleBasedStateMachine):
 
 
 def test_a_life_on_ordinary_pages() -> None:
-    run_state_machine_as_test(Life, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(
+        Life, settings=settings(max_examples=scaled(60, 10), stateful_step_count=40, deadline=None)
+    )
 
 
 def test_a_life_on_huge_pages() -> None:
     with reserved(default_huge_nbytes(), 40) as huge:
         machine = type("HugeLife", (Life,), {"page_nbytes": huge})
         run_state_machine_as_test(
-            machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
+            machine, settings=settings(max_examples=scaled(25, 5), stateful_step_count=25, deadline=None)
         )

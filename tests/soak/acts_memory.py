@@ -30,7 +30,7 @@ class Shown:
 def views(stage: Stage) -> None:
     """Pages under many views, each of its own arrangement; one plain array says what they show."""
     chance = stage.chance
-    with stage.may_refuse(), mm.Pages(chance.randint(1, 6) * (1 << 21), page_size=stage.page_size()) as pages:
+    with stage.may_refuse(), mm.Pages(chance.randint(2, 12) << 20, page_size=stage.page_size()) as pages:
         page = pages.page_size
         shadow = np.zeros(pages.nbytes, "u1")
         shown: list[Shown] = []

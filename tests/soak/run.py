@@ -59,6 +59,16 @@ def processes(token: str) -> Iterator[int]:
                     yield int(name)
 
 
+def waited_ns(token: str) -> dict[str, int]:
+    """How long each thread of these processes has waited for a processor so far."""
+    waited = {}
+    for pid in processes(token):
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                waited[str(path)] = int(path.read_text().split()[1])
+    return waited
+
+
 class Worker:
     """One role's place: a process, and the next when that has died."""
 
@@ -146,7 +156,12 @@ class Worker:
         return f"{self.act} (make soak SEED={self.soak.options.seed} EPISODE={episode})"
 
     def is_stuck(self) -> bool:
-        return time.monotonic() - self.heard > self.soak.options.patience
+        if time.monotonic() - self.heard < self.soak.options.patience:
+            return False
+        before = waited_ns(self.token)
+        time.sleep(2)
+        # on a busy machine the lowest priority may get no processor for minutes: who waits for one hangs nowhere
+        return all(now - before.get(task, now) < 5e8 for task, now in waited_ns(self.token).items())
 
     def show_stacks(self) -> str:
         """Where each thread of a process that hangs is."""
@@ -322,7 +337,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--workers", type=int, default=3, help="calm ones")
     parser.add_argument("--huge", action=argparse.BooleanOptionalAction, default=os.geteuid() == 0)
-    parser.add_argument("--patience", type=float, default=600, help="seconds that one act may take")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600,
+        help="seconds that one act may take, if a processor is to be had",
+    )
     parser.add_argument("--episode")
     options = parser.parse_args()
     options.seed = secrets.randbelow(1 << 31) if options.seed is None else options.seed

@@ -93,8 +93,8 @@ def test_without_mremap_a_file_mapping_is_mirrored_by_its_descriptor() -> None:
     script = """
 import mmap, mirrormap, tempfile
 with tempfile.TemporaryFile() as file:
-    file.truncate(8192)
-    with mmap.mmap(file.fileno(), 8192) as source, mirrormap.mirror(source, mmap.PAGESIZE) as other:
+    file.truncate(2 * mmap.PAGESIZE)
+    with mmap.mmap(file.fileno(), 0) as source, mirrormap.mirror(source, mmap.PAGESIZE) as other:
         other.array()[3] = 77
         print(source[mmap.PAGESIZE + 3])
 """

@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.cursors import CONTROL_NBYTES
-from support import PAGE
+from support import PAGE, scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 
@@ -66,14 +66,14 @@ def prepared(path: Path, *, overwrite: bool) -> None:
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_random_damage_never_crashes_the_opener(tmp_path: Path, overwrite: bool, soak: bool) -> None:
-    damage(random.Random(7), tmp_path / "channel", 20_000 if soak else 400, overwrite=overwrite)
+    damage(random.Random(7), tmp_path / "channel", 20_000 if soak else scaled(400, 60), overwrite=overwrite)
 
 
 def damage(rng: random.Random, path: Path, rounds: int, *, overwrite: bool) -> None:
     prepared(path, overwrite=overwrite)
     sound = path.read_bytes()
     interesting = [
-        lambda: rng.randrange(80), lambda: 4096 + rng.randrange(64 * 8), lambda: CONTROL_NBYTES + rng.randrange(400),
+        lambda: rng.randrange(80), lambda: CONTROL_NBYTES // 4 + rng.randrange(64 * 8), lambda: CONTROL_NBYTES + rng.randrange(400),
         lambda: CONTROL + rng.randrange(3 * PAGE), lambda: CONTROL + rng.randrange(3 * PAGE // 64) * 64 + rng.randrange(64),
         lambda: rng.randrange(CONTROL),
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "channel"
     prepared(path, overwrite=False)
     sound = path.read_bytes()
-    for length in (0, 7, 40, 4096, CONTROL, len(sound) - PAGE):
+    for length in (0, 7, 40, CONTROL_NBYTES // 4, CONTROL, len(sound) - PAGE):
         path.write_bytes(sound[:length])
         with pytest.raises(mm.CorruptError):
             mm.Channel.open(path)
@@ -146,7 +146,7 @@ def send_for_ever(channel: mm.Channel) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_process_that_scribbles_over_the_memory_harms_nobody(overwrite: bool, soak: bool) -> None:
     """Wrong bytes and exceptions are what may come of it; no crash, no hang. Twice 10 s, in a soak twice 5 minutes."""
-    withstand(1, 300 if soak else 10, overwrite=overwrite)
+    withstand(1, 300 if soak else scaled(10, 3), overwrite=overwrite)
 
 
 def withstand(seed: int, seconds: float, *, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ import pytest
 import mirrormap as mm
 from channels import body, consume_for_ever, number_of, produce, produce_for_ever
 from kin import FORK, killed, no_child_is_left, started
+from support import scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -82,7 +83,9 @@ def test_a_message_being_written_by_a_dead_sender_is_never_seen() -> None:
 def test_kills_of_all_sides_lose_and_tear_nothing(overwrite: bool, inflight: int | None, soak: bool) -> None:
     """Random kill -9 of sender, busy receiver and idle receiver, a replacement each time; a soak has 2,000."""
     print(
-        kill_all_sides(random.Random(overwrite), 170 if soak else 9, overwrite=overwrite, inflight=inflight)
+        kill_all_sides(
+            random.Random(overwrite), 170 if soak else scaled(9, 3), overwrite=overwrite, inflight=inflight
+        )
     )
 
 
@@ -151,7 +154,7 @@ def work(channel: mm.Channel, connection: Any, seed: int) -> None:
 def test_a_dead_worker_s_messages_go_to_another(soak: bool) -> None:
     """Workers are killed at any instant while one lives; every message is finished, and only what a worker had in
     its hands when it died may be finished twice or go unreported."""
-    print(kill_workers(random.Random(9), 500 if soak else 25))
+    print(kill_workers(random.Random(9), 500 if soak else scaled(25, 5)))
 
 
 def kill_workers(rng: random.Random, kills: int) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.receiver import Receiver
-from support import PAGE, checked, libc
+from support import PAGE, checked, libc, scaled
 
 CLONE_NEWNET = 0x40000000
 FORK = multiprocessing.get_context("fork")
@@ -294,7 +294,7 @@ def test_no_wake_up_is_lost(soak: bool) -> None:
             channel.receiver(group="g") as worker,
         ):
             loop = asyncio.get_running_loop()
-            count = 20_000 if soak else 2000
+            count = 20_000 if soak else scaled(2000, 200)
 
             async def take(one: Any) -> None:
                 for number in range(count):

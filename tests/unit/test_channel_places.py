@@ -15,7 +15,7 @@ import pytest
 
 import mirrormap as mm
 from channels import SMALL, pair
-from support import PAGE, address_of, protections
+from support import PAGE, address_of, protections, scaled
 
 # --- policies ------------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ def test_few_messages_of_all_sizes_in_flight(overwrite: bool) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_million_messages_of_random_sizes(overwrite: bool, soak: bool) -> None:
     """Random lengths, checksums, one thread each side. The million is for soaks, and for the processes' test."""
-    total = 1_000_000 if soak else 30_000
+    total = 1_000_000 if soak else scaled(30_000, 3000)
     channel, sender, receiver = pair("256KiB", overwrite=overwrite)
     pool = random.Random(0).randbytes(1 << 18)
     seen = missed = 0

@@ -22,7 +22,7 @@ import pytest
 import mirrormap as mm
 from channels import POOL, body, number_of, produce
 from kin import FORK, METHODS, ended, no_child_is_left, started
-from support import forked, succeeds
+from support import forked, scaled, succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -33,9 +33,10 @@ __all__ = ["no_child_is_left"]  # a fixture
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_child_sends_what_the_parent_receives(method: str) -> None:
+    count = scaled(3000, 1000)
     with mm.Channel("256KiB") as channel, channel.receiver() as receiver:
-        child = started(produce, channel, 0, 3000, context=multiprocessing.get_context(method))
-        for number in range(3000):
+        child = started(produce, channel, 0, count, context=multiprocessing.get_context(method))
+        for number in range(count):
             with receiver.receive(60) as message:
                 assert number_of(message) == number
         with pytest.raises(mm.SenderGone):
@@ -179,7 +180,7 @@ def stream(channel: mm.Channel, total: int, longest: int) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_every_message_between_two_processes_is_seen_or_counted(overwrite: bool, soak: bool) -> None:
     """Random lengths up to half the capacity, checksums; a million of them in a soak."""
-    seen, missed = pass_messages(1_000_000 if soak else 100_000, overwrite=overwrite)
+    seen, missed = pass_messages(1_000_000 if soak else scaled(100_000, 5000), overwrite=overwrite)
     print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed, none torn")
 
 

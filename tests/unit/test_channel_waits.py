@@ -9,6 +9,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.cursors import Deadline
+from support import PAGE, scaled
 
 SPINS = [0, 30, 2000]
 
@@ -23,7 +24,7 @@ def test_who_waits_for_long_looks_round_less_often() -> None:
 @pytest.mark.parametrize("spin_us", SPINS)
 def test_room_for_one_message_is_enough(spin_us: float) -> None:
     """Who waits hopes for more, and does not insist."""
-    with mm.Channel(4096, spin_us=spin_us) as channel:
+    with mm.Channel(PAGE, spin_us=spin_us) as channel:
         sender, receiver = channel.sender(), channel.receiver()
         count = 0
         with pytest.raises(TimeoutError):
@@ -49,9 +50,9 @@ def test_room_for_one_message_is_enough(spin_us: float) -> None:
 
 
 @pytest.mark.parametrize("spin_us", SPINS)
-@pytest.mark.parametrize("capacity", [4096, 1 << 16])
+@pytest.mark.parametrize("capacity", [PAGE, 16 * PAGE])
 def test_two_threads_lose_nothing_however_they_wait(spin_us: float, capacity: int) -> None:
-    total, got = 20_000, []
+    total, got = scaled(20_000, 2000), []
     with (
         mm.Channel(capacity, spin_us=spin_us) as channel,
         channel.sender() as sender,

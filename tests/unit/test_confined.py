@@ -113,6 +113,7 @@ assert found.works and found.mirror_shared and found.populate
 assert file.ok and "no folder can be written to" in file.detail, file
 """,
         prefix=prefix,
+        cwd="/",  # the checkout may be a mount of its own
     )
 
 

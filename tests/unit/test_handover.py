@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
+from support import PAGE
 
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -51,7 +52,7 @@ def test_pages_travel_through_a_pipe() -> None:
     ours, theirs = context.Pipe()
     child = context.Process(target=take, args=(theirs,))
     child.start()
-    with mm.Pages(8192) as pages, pages.map() as view:
+    with mm.Pages(2 * PAGE) as pages, pages.map() as view:
         ours.send(pages)
         assert ours.recv() == pages.nbytes
         assert view.array()[5] == 55
@@ -71,7 +72,7 @@ def test_pages_travel_through_a_queue_the_same_ones_twice() -> None:
     tasks, results = context.Queue(), context.Queue()
     child = context.Process(target=worker, args=(tasks, results))
     child.start()
-    with mm.Pages(8192) as one, mm.Pages(8192) as other, one.map() as first, other.map() as second:
+    with mm.Pages(2 * PAGE) as one, mm.Pages(2 * PAGE) as other, one.map() as first, other.map() as second:
         first.array()[0], second.array()[0] = 1, 2
         for pages in (one, other, one):
             tasks.put(pages)
@@ -84,11 +85,11 @@ def test_pages_travel_through_a_queue_the_same_ones_twice() -> None:
 
 @pytest.mark.leaks_by_nature
 def test_the_logical_size_travels_not_the_object_s() -> None:
-    with mm.Pages(64 << 10) as pages:
-        pages.resize(8 << 10)
+    with mm.Pages(16 * PAGE) as pages:
+        pages.resize(2 * PAGE)
         with pickle.loads(pickle.dumps(pages)) as again:
-            assert again.nbytes == 8 << 10
-            again.resize(64 << 10)
-            assert os.fstat(again.fileno()).st_size == 64 << 10
-    with mm.Pages(1 << 21, page_size="thp") as pages, pickle.loads(pickle.dumps(pages)) as again:
+            assert again.nbytes == 2 * PAGE
+            again.resize(16 * PAGE)
+            assert os.fstat(again.fileno()).st_size == 16 * PAGE
+    with mm.Pages(1, page_size="thp") as pages, pickle.loads(pickle.dumps(pages)) as again:
         assert "transparent" in repr(again)

@@ -6,18 +6,18 @@ import ctypes
 import gc
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import mirrormap as mm
-from support import succeeds
+from support import PATIENCE_S, succeeds
 from together import often, together
-
-PATIENCE_S = 60
 
 
 def wait_for(what: Callable[[], bool]) -> None:
@@ -94,11 +94,17 @@ def test_allocation_pays() -> None:
         kept.clear()
 
 
+def is_inside(thread: threading.Thread, function: str) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and any(at.f_code.co_name == function for at, _ in traceback.walk_stack(frame))
+
+
 def test_a_collector_that_died_is_an_error_at_the_next_call() -> None:
     heap = mm.Heap("8MiB")
     ref = heap.put(b"bytes")
     (thread,) = collectors()
     assert thread.ident is not None
+    wait_for(lambda: is_inside(thread, "_tend"))  # before, it would die in threading's own code
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyError))
     heap.weak(heap.put(b"dropped"))
     wait_for(lambda: not thread.is_alive())

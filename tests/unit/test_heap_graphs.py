@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from support import scaled
 
 
 @pytest.fixture(params=["manual", "incremental", "background"])
@@ -52,14 +53,15 @@ def test_trees_that_live_and_trees_that_die(heap: mm.Heap) -> None:
 
 def test_a_long_list_needs_no_deep_stack(heap: mm.Heap) -> None:
     first = node = heap.new(0, 1)
-    for _ in range(300_000):
+    count = scaled(300_000, 50_000)  # far more than a stack has frames
+    for _ in range(count):
         after = heap.new(0, 1)
         node[0] = after
         node = after
     del node, after
     heap.collect()
-    assert heap.verify().objects == 300_001
-    assert heap.stats().marked >= 300_001
+    assert heap.verify().objects == count + 1
+    assert heap.stats().marked >= count + 1
     del first
     heap.collect()
     assert heap.verify().objects == 0

@@ -23,7 +23,7 @@ import mirrormap as mm
 from mirrormap import procfs, sameness
 from mirrormap.kernel import VmaInfo
 from mirrormap.sameness import Snapshot
-from support import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, RW, Raw, checked, libc, read
+from support import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, PATIENCE_S, RW, Raw, checked, libc, read
 
 MIB = 1 << 20
 # before Linux 6.7 nobody says quickly which pages of a group are there, and the package says None
@@ -361,7 +361,7 @@ def test_pages_that_ksm_merged_are_found() -> None:
             pytest.skip("this kernel merges no pages")
         if procfs.calls_all_merged():
             pytest.skip("this kernel says of every private page that it is merged")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while int(Path("/proc/self/ksm_merging_pages").read_text()) < 60:
             assert time.monotonic() < deadline, "KSM did not merge equal pages"
             time.sleep(0.05)

@@ -204,6 +204,9 @@ class Terminal:
     def __init__(self, *arguments: str, program: tuple[str, ...] = ("-m", "mirrormap")) -> None:
         self.pid, self.fd = pty.fork()
         if not self.pid:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # whoever runs in the background of a shell ignores it
             os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
             os.execv(sys.executable, [sys.executable, *program, *arguments])
         self.text = ""

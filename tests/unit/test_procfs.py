@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,7 @@ def test_the_ioctl_and_the_text_agree_on_a_live_process(monkeypatch: pytest.Monk
     assert any(vma.name == "/memfd:mirrormap:held (deleted)" and vma.shared for vma in told)
 
 
+@pytest.mark.skipif(shutil.which("pmap") is None, reason="pmap is not installed: apt-get install procps")
 def test_psutil_and_pmap_see_the_same_process() -> None:
     with running() as child:
         found = {vma.start: vma for vma in mm.mappings(child.pid)}

@@ -21,8 +21,8 @@ import pytest
 
 import mirrormap as mm
 from kin import METHODS, killed, no_child_is_left, started
-from mirrormap.cursors import CONTROL_NBYTES
-from support import PAGE, forked
+from mirrormap.cursors import CONTROL_NBYTES, GEOMETRY_NBYTES
+from support import PAGE, forked, scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -122,7 +122,7 @@ def stream(ring: mm.Ring, total: int) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_every_item_between_two_processes_is_seen_or_counted(overwrite: bool, soak: bool) -> None:
     """10^9 items (10^10 in a soak): lossless, none is lost or torn; overwriting, none is torn and every missed one counted."""
-    total = 10**10 if soak else 10**9
+    total = 10**10 if soak else scaled(10**9, 10**6)
     seen, missed = pass_items(random.Random(5), total, overwrite=overwrite)
     print(f"{'overwriting' if overwrite else 'lossless'}: {seen:,} seen, {missed:,} missed")
 
@@ -227,7 +227,7 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_kills_of_either_side_lose_nothing_that_was_committed(overwrite: bool, soak: bool) -> None:
     """Random blocks, random kill -9 of both sides, a replacement each time; 1,000 kills of a soak are for both ways."""
-    kill_either_side(random.Random(overwrite), 500 if soak else 25, overwrite=overwrite)
+    kill_either_side(random.Random(overwrite), 500 if soak else scaled(25, 5), overwrite=overwrite)
 
 
 def kill_either_side(rng: random.Random, rounds: int, *, overwrite: bool) -> None:
@@ -336,7 +336,9 @@ def opened(path: Path) -> None:
 def test_headers_with_random_damage_never_crash_the_opener(
     tmp_path: Path, overwrite: bool, soak: bool
 ) -> None:
-    damage_headers(random.Random(7), tmp_path / "ring", 50_000 if soak else 1500, overwrite=overwrite)
+    damage_headers(
+        random.Random(7), tmp_path / "ring", 50_000 if soak else scaled(1500, 150), overwrite=overwrite
+    )
 
 
 def damage_headers(rng: random.Random, path: Path, rounds: int, *, overwrite: bool) -> None:
@@ -347,7 +349,7 @@ def damage_headers(rng: random.Random, path: Path, rounds: int, *, overwrite: bo
         damaged = bytearray(sound)
         for _ in range(rng.choice([1, 1, 2, 8])):
             at = rng.choice(
-                [rng.randrange(120), rng.randrange(4096, 4096 + 64 * 6), rng.randrange(CONTROL_NBYTES)]
+                [rng.randrange(120), GEOMETRY_NBYTES + rng.randrange(64 * 6), rng.randrange(CONTROL_NBYTES)]
             )
             damaged[at] = rng.choice([0, 255, rng.randrange(256)])
         path.write_bytes(damaged)
@@ -388,7 +390,7 @@ def test_forged_headers_are_named(tmp_path: Path, changes: dict[str, Any]) -> No
     mm.Ring.open(path).close()
 
 
-@pytest.mark.parametrize("nbytes", [0, 7, 100, 4096, CONTROL_NBYTES, CONTROL_NBYTES + PAGE - 1])
+@pytest.mark.parametrize("nbytes", [0, 7, 100, GEOMETRY_NBYTES, CONTROL_NBYTES, CONTROL_NBYTES + PAGE - 1])
 def test_truncated_files_are_named(tmp_path: Path, nbytes: int) -> None:
     path = tmp_path / "ring"
     mm.Ring(100, "i4", path=path).close()

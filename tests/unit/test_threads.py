@@ -68,7 +68,7 @@ def test_one_mapping_is_closed_protected_and_resized_by_all() -> None:
 
 
 def test_a_ring_has_one_writer_and_readers_come_and_go() -> None:
-    with mm.Ring(4096, "i8", overwrite=False) as ring:
+    with mm.Ring(5000, "i8", overwrite=False) as ring:
         done = threading.Event()
 
         def write() -> None:

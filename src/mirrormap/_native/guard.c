@@ -19,9 +19,11 @@ static PyObject *lock; /* an object for the section's sake */
 #define ROW(X, r)                                                                                                  \
     X(r##0) X(r##1) X(r##2) X(r##3) X(r##4) X(r##5) X(r##6) X(r##7)                                                  \
     X(r##8) X(r##9) X(r##a) X(r##b) X(r##c) X(r##d) X(r##e) X(r##f)
-#define FEW(X) ROW(X, 0x0)
+#define FEW(X) ROW(X, 0x0) ROW(X, 0x1)
 #define MANY(X)                                                                                                    \
-    ROW(X, 0x0) ROW(X, 0x1) ROW(X, 0x2) ROW(X, 0x3) ROW(X, 0x4) ROW(X, 0x5) ROW(X, 0x6) ROW(X, 0x7)
+    FEW(X) ROW(X, 0x2) ROW(X, 0x3) ROW(X, 0x4) ROW(X, 0x5) ROW(X, 0x6) ROW(X, 0x7)                                 \
+    ROW(X, 0x8) ROW(X, 0x9) ROW(X, 0xa) ROW(X, 0xb) ROW(X, 0xc) ROW(X, 0xd) ROW(X, 0xe) ROW(X, 0xf)
+enum { FEW_COUNT = 32, MANY_COUNT = 256 }; /* tests/test_tidy.py counts what needs one */
 
 /* A pool: `kind` is its name, `sort` what the functions are, `COUNT` FEW or MANY. */
 #define FRONT(kind, type, parameters, arguments, n)                                                                \
@@ -52,26 +54,26 @@ static PyObject *lock; /* an object for the section's sake */
         return fronts[used++];                                                                                     \
     }
 
-static PyCFunction plain_behind[128];
+static PyCFunction plain_behind[MANY_COUNT];
 #define plain_ONE(n) FRONT(plain, PyObject *, (PyObject * self, PyObject *given), (self, given), n)
 #define plain_NAME(n) plain_##n,
 MANY(plain_ONE)
 TAKER(plain, PyCFunction, MANY)
 
-static PyCFunctionFast fast_behind[128];
+static PyCFunctionFast fast_behind[MANY_COUNT];
 #define fast_ONE(n)                                                                                                \
     FRONT(fast, PyObject *, (PyObject * self, PyObject *const *given, Py_ssize_t count), (self, given, count), n)
 #define fast_NAME(n) fast_##n,
 MANY(fast_ONE)
 TAKER(fast, PyCFunctionFast, MANY)
 
-static PyCFunctionWithKeywords words_behind[16];
+static PyCFunctionWithKeywords words_behind[FEW_COUNT];
 #define words_ONE(n) FRONT(words, PyObject *, (PyObject * self, PyObject *given, PyObject *names), (self, given, names), n)
 #define words_NAME(n) words_##n,
 FEW(words_ONE)
 TAKER(words, PyCFunctionWithKeywords, FEW)
 
-static PyCFunctionFastWithKeywords fastwords_behind[16];
+static PyCFunctionFastWithKeywords fastwords_behind[FEW_COUNT];
 #define fastwords_ONE(n)                                                                                           \
     FRONT(fastwords, PyObject *, (PyObject * self, PyObject *const *given, Py_ssize_t count, PyObject *names),     \
           (self, given, count, names), n)
@@ -79,49 +81,49 @@ static PyCFunctionFastWithKeywords fastwords_behind[16];
 FEW(fastwords_ONE)
 TAKER(fastwords, PyCFunctionFastWithKeywords, FEW)
 
-static destructor end_behind[16];
+static destructor end_behind[FEW_COUNT];
 #define end_ONE(n) SILENT_FRONT(end, (PyObject * self), (self), n)
 #define end_NAME(n) end_##n,
 FEW(end_ONE)
 TAKER(end, destructor, FEW)
 
-static getbufferproc get_behind[16];
+static getbufferproc get_behind[FEW_COUNT];
 #define get_ONE(n) FRONT(get, int, (PyObject * self, Py_buffer *view, int flags), (self, view, flags), n)
 #define get_NAME(n) get_##n,
 FEW(get_ONE)
 TAKER(get, getbufferproc, FEW)
 
-static releasebufferproc release_behind[16];
+static releasebufferproc release_behind[FEW_COUNT];
 #define release_ONE(n) SILENT_FRONT(release, (PyObject * self, Py_buffer *view), (self, view), n)
 #define release_NAME(n) release_##n,
 FEW(release_ONE)
 TAKER(release, releasebufferproc, FEW)
 
-static unaryfunc unary_behind[16]; /* repr and iternext, too */
+static unaryfunc unary_behind[FEW_COUNT]; /* repr and iternext, too */
 #define unary_ONE(n) FRONT(unary, PyObject *, (PyObject * self), (self), n)
 #define unary_NAME(n) unary_##n,
 FEW(unary_ONE)
 TAKER(unary, unaryfunc, FEW)
 
-static binaryfunc binary_behind[16];
+static binaryfunc binary_behind[FEW_COUNT];
 #define binary_ONE(n) FRONT(binary, PyObject *, (PyObject * self, PyObject *other), (self, other), n)
 #define binary_NAME(n) binary_##n,
 FEW(binary_ONE)
 TAKER(binary, binaryfunc, FEW)
 
-static objobjargproc assign_behind[16];
+static objobjargproc assign_behind[FEW_COUNT];
 #define assign_ONE(n) FRONT(assign, int, (PyObject * self, PyObject *key, PyObject *value), (self, key, value), n)
 #define assign_NAME(n) assign_##n,
 FEW(assign_ONE)
 TAKER(assign, objobjargproc, FEW)
 
-static richcmpfunc compare_behind[16];
+static richcmpfunc compare_behind[FEW_COUNT];
 #define compare_ONE(n) FRONT(compare, PyObject *, (PyObject * self, PyObject *other, int how), (self, other, how), n)
 #define compare_NAME(n) compare_##n,
 FEW(compare_ONE)
 TAKER(compare, richcmpfunc, FEW)
 
-static lenfunc length_behind[16]; /* hash, too: both are Py_ssize_t */
+static lenfunc length_behind[FEW_COUNT]; /* hash, too: both are Py_ssize_t */
 #define length_ONE(n) FRONT(length, Py_ssize_t, (PyObject * self), (self), n)
 #define length_NAME(n) length_##n,
 FEW(length_ONE)
@@ -153,7 +155,7 @@ static int set_attribute(PyObject *self, PyObject *value, void *closure)
 
 static void guard_attributes(PyGetSetDef *attributes)
 {
-    static struct attribute behind[128];
+    static struct attribute behind[MANY_COUNT];
     static size_t used;
     for (PyGetSetDef *one = attributes; one->name != NULL; one++) {
         assert(one->closure == NULL);
