@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.receiver import Receiver
-from support import PAGE, checked, libc, scaled
+from support import PAGE, PATIENCE_S, checked, libc, scaled
 
 CLONE_NEWNET = 0x40000000
 FORK = multiprocessing.get_context("fork")
@@ -145,13 +145,13 @@ def test_a_sender_that_waits_for_a_worker_is_woken() -> None:
         def send() -> None:
             with channel.sender() as sender:
                 for number in range(count):
-                    sender.send(b"%d" % number * 100, timeout=30)
+                    sender.send(b"%d" % number * 100, timeout=PATIENCE_S)
 
         thread = threading.Thread(target=send)
         thread.start()
         start = time.monotonic()
         for number in range(count):
-            with worker.receive(30) as message:
+            with worker.receive(PATIENCE_S) as message:
                 assert bytes(message) == b"%d" % number * 100
         thread.join()
         assert time.monotonic() - start < 25  # 500 lost wake-ups would take 50 seconds

@@ -15,7 +15,7 @@ import pytest
 
 import mirrormap as mm
 from channels import SMALL, pair
-from support import PAGE, address_of, protections, scaled
+from support import PAGE, PATIENCE_S, address_of, protections, scaled
 
 # --- policies ------------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ def test_a_million_messages_of_random_sizes(overwrite: bool, soak: bool) -> None
         thread.start()
         while seen + missed < total:
             try:
-                with receiver.receive(30) as message:
+                with receiver.receive(PATIENCE_S) as message:
                     data = bytes(message)
                     assert message.sequence == seen + missed
                     sound = zlib.crc32(data[4:]).to_bytes(4, "little") == data[:4]
@@ -339,12 +339,12 @@ def test_threads_wake_each_other() -> None:
 
         def write() -> None:
             for i in range(2000):
-                sender.send(b"%d" % i, timeout=30)
+                sender.send(b"%d" % i, timeout=PATIENCE_S)
 
         thread = threading.Thread(target=write)
         thread.start()
         for i in range(2000):
-            with receiver.receive(30) as message:
+            with receiver.receive(PATIENCE_S) as message:
                 assert bytes(message) == b"%d" % i
         thread.join()
 
@@ -353,7 +353,7 @@ def test_another_thread_in_send_keeps_the_sender() -> None:
     channel, sender, receiver = pair(SMALL, max_inflight=1, spin_us=0)
     with channel, sender, receiver:
         sender.send(b"")
-        thread = threading.Thread(target=lambda: sender.send(b"late", timeout=30))
+        thread = threading.Thread(target=lambda: sender.send(b"late", timeout=PATIENCE_S))
         thread.start()
         while not sender._waiting:
             time.sleep(0.001)
@@ -371,7 +371,7 @@ def test_close_under_a_thread_that_receives() -> None:
 
     def read() -> None:
         try:
-            receiver.receive(30)
+            receiver.receive(PATIENCE_S)
         except mm.ClosedError as error:
             caught.append(error)
 
