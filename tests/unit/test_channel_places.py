@@ -17,6 +17,8 @@ import mirrormap as mm
 from channels import SMALL, pair
 from support import PAGE, PATIENCE_S, address_of, protections, scaled
 
+REPEATS = PAGE // 40  # of three digits: a thousand messages fill four pages many times
+
 # --- policies ------------------------------------------------------------------------------------------
 
 
@@ -37,14 +39,14 @@ def test_lossless_waits_and_times_out() -> None:
 def test_with_no_receiver_the_oldest_give_way() -> None:
     with mm.Channel(4 * PAGE) as channel, channel.sender() as sender:
         for i in range(1000):
-            sender.send(b"%d" % i * 100, timeout=0)
+            sender.send(b"%d" % i * REPEATS, timeout=0)
         with channel.receiver("oldest") as receiver:
             first = receiver.sequence
             assert 900 < first < 1000
             assert receiver.available == 1000 - first
             for i in range(first, 1000):
                 with receiver.receive(0) as message:
-                    assert bytes(message) == b"%d" % i * 100
+                    assert bytes(message) == b"%d" % i * REPEATS
                     assert message.sequence == i
 
 
@@ -52,7 +54,7 @@ def test_overwriting_tells_what_was_missed() -> None:
     channel, sender, receiver = pair(4 * PAGE, overwrite=True)
     with channel, sender, receiver:
         for i in range(1000):
-            sender.send(b"%d" % i * 100, timeout=0)
+            sender.send(b"%d" % i * REPEATS, timeout=0)
         with pytest.raises(mm.Overrun) as overrun:
             receiver.receive(0)
         first = overrun.value.missed
@@ -61,7 +63,7 @@ def test_overwriting_tells_what_was_missed() -> None:
         assert receiver.available == 1000 - first
         for i in range(first, 1000):
             with receiver.receive(0) as message:
-                assert bytes(message) == b"%d" % i * 100
+                assert bytes(message) == b"%d" % i * REPEATS
 
 
 def test_a_message_overwritten_while_it_was_held_is_told_at_its_release() -> None:
