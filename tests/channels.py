@@ -9,7 +9,7 @@ import zlib
 from typing import Any
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, PATIENCE_S
 
 SMALL = PAGE - 1024  # a channel of one page of data
 POOL = random.Random(0).randbytes(1 << 18)
@@ -36,7 +36,7 @@ def number_of(message: mm.Message) -> int:
 def produce(channel: mm.Channel, first: int, count: int) -> None:
     with channel.sender() as sender:
         for number in range(first, first + count):
-            sender.send(body(number), timeout=60)
+            sender.send(body(number), timeout=PATIENCE_S)
 
 
 def produce_for_ever(channel: mm.Channel, longest: int = 3000) -> None:
@@ -46,15 +46,15 @@ def produce_for_ever(channel: mm.Channel, longest: int = 3000) -> None:
             number = sender.sequence
             data = body(number, longest)
             if number % 3 == 0:
-                with sender.reserve(len(data) + 50, timeout=60) as room:
+                with sender.reserve(len(data) + 50, timeout=PATIENCE_S) as room:
                     view = memoryview(room)
                     view[: len(data)] = data
                     view.release()
                     room.commit(len(data))
             elif number % 3 == 1:
-                sender.send_many((body(number + i, longest) for i in range(20)), timeout=60)
+                sender.send_many((body(number + i, longest) for i in range(20)), timeout=PATIENCE_S)
             else:
-                sender.send(data, timeout=60)
+                sender.send(data, timeout=PATIENCE_S)
 
 
 def consume_for_ever(channel: mm.Channel, group: str | None = None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from support import PATIENCE_S
+
 FORK = multiprocessing.get_context("fork")
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -34,13 +36,13 @@ def started(target: Any, *arguments: Any, context: Any = FORK) -> Any:
 
 def killed(process: Any) -> None:
     process.kill()
-    process.join(30)
+    process.join(PATIENCE_S)
     assert process.exitcode == -signal.SIGKILL
     _closed(process)
 
 
 def ended(process: Any) -> None:
-    process.join(60)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     _closed(process)
 

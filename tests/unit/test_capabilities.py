@@ -13,6 +13,7 @@ import pytest
 
 import seccomp
 from mirrormap import Capabilities, Pages, mirror, probe
+from support import PATIENCE_S
 
 
 def test_this_machine_mirrors_and_the_probe_says_so() -> None:
@@ -72,7 +73,7 @@ def _sandboxed(call: str, script: str) -> str:
         pytest.skip("system call numbers of this architecture are not listed in tests/seccomp.py")
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\nimport seccomp\n"
     code += f"seccomp.refuse({call!r})\n{script}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -13,7 +13,7 @@ import pytest
 
 import mirrormap as mm
 from channels import SMALL, pair
-from support import PAGE, PROT_READ, PROT_WRITE, address_of, libc, protections
+from support import PAGE, PATIENCE_S, PROT_READ, PROT_WRITE, address_of, libc, protections
 
 # --- one message -----------------------------------------------------------------------------------
 
@@ -396,6 +396,6 @@ def test_a_batch_longer_than_the_channel_waits_for_its_receiver() -> None:
     with channel, sender, receiver:
         thread = threading.Thread(target=read)
         thread.start()
-        sender.send_many((b"%d" % i * (i % 50) for i in range(3000)), timeout=30)
+        sender.send_many((b"%d" % i * (i % 50) for i in range(3000)), timeout=PATIENCE_S)
         thread.join()
     assert seen == [b"%d" % i * (i % 50) for i in range(3000)]

@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.cursors import CONTROL_NBYTES
-from support import PAGE, scaled
+from support import PAGE, PATIENCE_S, scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 
@@ -114,7 +114,7 @@ def test_a_sender_killed_as_it_took_the_place_is_gone() -> None:
         words[CONTROL_NBYTES // 4 // 8 + 3] = dead
         assert channel._end._owners()[:2] == (dead, 0)
         with pytest.raises(mm.SenderGone):
-            receiver.receive(30)
+            receiver.receive(PATIENCE_S)
         del words
 
 

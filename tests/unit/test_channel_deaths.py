@@ -17,7 +17,7 @@ import pytest
 import mirrormap as mm
 from channels import body, consume_for_ever, number_of, produce, produce_for_ever
 from kin import FORK, killed, no_child_is_left, started
-from support import scaled
+from support import PATIENCE_S, scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -67,11 +67,11 @@ def hold_half(channel: mm.Channel) -> None:
 def test_a_message_being_written_by_a_dead_sender_is_never_seen() -> None:
     with mm.Channel("64KiB") as channel, channel.receiver() as receiver:
         child = started(hold_half, channel)
-        assert number_of(receiver.receive(30)) == 0
+        assert number_of(receiver.receive(PATIENCE_S)) == 0
         time.sleep(0.05)
         killed(child)
         with pytest.raises(mm.SenderGone):
-            receiver.receive(30)
+            receiver.receive(PATIENCE_S)
         with channel.sender() as sender:
             assert sender.sequence == 1
             sender.send(body(1))
@@ -141,12 +141,12 @@ def work(channel: mm.Channel, connection: Any, seed: int) -> None:
         while True:
             with contextlib.suppress(mm.SenderGone):
                 if rng.random() < 0.3:
-                    for message in receiver.receive_many(rng.randrange(1, 10), timeout=60):
+                    for message in receiver.receive_many(rng.randrange(1, 10), timeout=PATIENCE_S):
                         number = number_of(message)
                         message.release()
                         connection.send(number)
                 else:
-                    with receiver.receive(60) as message:
+                    with receiver.receive(PATIENCE_S) as message:
                         number = number_of(message)
                     connection.send(number)
 
@@ -258,7 +258,7 @@ def test_what_a_dead_sender_did_not_commit_is_not_found_again(nbytes: int) -> No
     with mm.Channel("64KiB", overwrite=True, max_inflight=2) as channel:
         child = multiprocessing.get_context("spawn").Process(target=die_in_a_batch, args=(channel,))
         child.start()
-        child.join(60)
+        child.join(PATIENCE_S)
         assert child.exitcode == -signal.SIGKILL
         child.close()
         with channel.sender() as sender, channel.receiver() as late:

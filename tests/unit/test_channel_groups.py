@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.receiver import Receiver
-from support import PAGE, checked, libc, scaled
+from support import PAGE, PATIENCE_S, checked, libc, scaled
 
 CLONE_NEWNET = 0x40000000
 FORK = multiprocessing.get_context("fork")
@@ -78,17 +78,17 @@ def test_what_was_taken_and_not_handed_out_goes_to_others() -> None:
 def test_a_worker_may_hold_several() -> None:
     with mm.Channel(3 * PAGE) as channel, channel.sender() as sender:
         worker = channel.receiver(group="work")
-        sender.send_many([bytes(1000)] * 5)
+        sender.send_many([bytes(PAGE // 4)] * 5)
         held = [worker.receive(0) for _ in range(5)]
         assert sum(peer.role == "receiver" for peer in channel.peers()) == 5
         for message in held[1:]:
             message.release()
         with pytest.raises(TimeoutError):
             for _ in range(50):
-                sender.send(bytes(1000), timeout=0)
+                sender.send(bytes(PAGE // 4), timeout=0)
         held[0].release()
         assert sum(peer.role == "receiver" for peer in channel.peers()) == 1
-        sender.send(bytes(1000), timeout=0)
+        sender.send(bytes(PAGE // 4), timeout=0)
         view = memoryview(worker.receive(0))
         with pytest.raises(BufferError):
             worker.close()
@@ -101,10 +101,10 @@ def test_a_group_holds_the_sender_only_while_one_lives() -> None:
         worker = channel.receiver(group="work")
         with pytest.raises(TimeoutError):
             for _ in range(50):
-                sender.send(bytes(1000), timeout=0)
+                sender.send(bytes(PAGE // 4), timeout=0)
         worker.close()
         for number in range(50):
-            sender.send(bytes([number]) * 1000, timeout=1)
+            sender.send(bytes([number]) * (PAGE // 4), timeout=1)
         with channel.receiver("oldest", group="work") as worker:
             last = worker.receive_many(99)[-1]
             assert bytes(last)[0] == 49
@@ -115,13 +115,13 @@ def test_an_overwriting_group_is_told_what_it_missed() -> None:
     with mm.Channel(3 * PAGE, overwrite=True) as channel, channel.sender() as sender:
         with channel.receiver(group="work") as one, channel.receiver(group="work") as two:
             for number in range(50):
-                sender.send(b"%d" % number * 500)
+                sender.send(b"%d" % number * (PAGE // 8))
             with pytest.raises(mm.Overrun) as overrun:
                 one.receive(0)
             missed = overrun.value.missed
             for number in range(missed, 50):
                 with (one, two)[number % 2].receive(0) as message:
-                    assert bytes(message) == b"%d" % number * 500
+                    assert bytes(message) == b"%d" % number * (PAGE // 8)
 
 
 def test_groups_are_limited_and_forgotten() -> None:
@@ -145,13 +145,13 @@ def test_a_sender_that_waits_for_a_worker_is_woken() -> None:
         def send() -> None:
             with channel.sender() as sender:
                 for number in range(count):
-                    sender.send(b"%d" % number * 100, timeout=30)
+                    sender.send(b"%d" % number * 100, timeout=PATIENCE_S)
 
         thread = threading.Thread(target=send)
         thread.start()
         start = time.monotonic()
         for number in range(count):
-            with worker.receive(30) as message:
+            with worker.receive(PATIENCE_S) as message:
                 assert bytes(message) == b"%d" % number * 100
         thread.join()
         assert time.monotonic() - start < 25  # 500 lost wake-ups would take 50 seconds

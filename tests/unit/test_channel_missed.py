@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
+from support import PATIENCE_S
 
 FORK = multiprocessing.get_context("fork")
 TOTAL = 30_000
@@ -25,7 +26,7 @@ def work(channel: mm.Channel, number: int, ready: Any, writing: int) -> None:
         missed = 0
         while True:
             try:
-                messages = worker.receive_many(1 + number, timeout=60)
+                messages = worker.receive_many(1 + number, timeout=PATIENCE_S)
                 taken += [message.sequence for message in messages]
                 for message in messages:
                     with contextlib.suppress(mm.Overrun):  # while it was held: it was taken all the same

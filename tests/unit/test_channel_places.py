@@ -15,7 +15,9 @@ import pytest
 
 import mirrormap as mm
 from channels import SMALL, pair
-from support import PAGE, address_of, protections, scaled
+from support import PAGE, PATIENCE_S, address_of, protections, scaled
+
+REPEATS = PAGE // 40  # of three digits: a thousand messages fill four pages many times
 
 # --- policies ------------------------------------------------------------------------------------------
 
@@ -37,14 +39,14 @@ def test_lossless_waits_and_times_out() -> None:
 def test_with_no_receiver_the_oldest_give_way() -> None:
     with mm.Channel(4 * PAGE) as channel, channel.sender() as sender:
         for i in range(1000):
-            sender.send(b"%d" % i * 100, timeout=0)
+            sender.send(b"%d" % i * REPEATS, timeout=0)
         with channel.receiver("oldest") as receiver:
             first = receiver.sequence
             assert 900 < first < 1000
             assert receiver.available == 1000 - first
             for i in range(first, 1000):
                 with receiver.receive(0) as message:
-                    assert bytes(message) == b"%d" % i * 100
+                    assert bytes(message) == b"%d" % i * REPEATS
                     assert message.sequence == i
 
 
@@ -52,7 +54,7 @@ def test_overwriting_tells_what_was_missed() -> None:
     channel, sender, receiver = pair(4 * PAGE, overwrite=True)
     with channel, sender, receiver:
         for i in range(1000):
-            sender.send(b"%d" % i * 100, timeout=0)
+            sender.send(b"%d" % i * REPEATS, timeout=0)
         with pytest.raises(mm.Overrun) as overrun:
             receiver.receive(0)
         first = overrun.value.missed
@@ -61,7 +63,7 @@ def test_overwriting_tells_what_was_missed() -> None:
         assert receiver.available == 1000 - first
         for i in range(first, 1000):
             with receiver.receive(0) as message:
-                assert bytes(message) == b"%d" % i * 100
+                assert bytes(message) == b"%d" % i * REPEATS
 
 
 def test_a_message_overwritten_while_it_was_held_is_told_at_its_release() -> None:
@@ -145,7 +147,7 @@ def test_a_million_messages_of_random_sizes(overwrite: bool, soak: bool) -> None
         thread.start()
         while seen + missed < total:
             try:
-                with receiver.receive(30) as message:
+                with receiver.receive(PATIENCE_S) as message:
                     data = bytes(message)
                     assert message.sequence == seen + missed
                     sound = zlib.crc32(data[4:]).to_bytes(4, "little") == data[:4]
@@ -339,12 +341,12 @@ def test_threads_wake_each_other() -> None:
 
         def write() -> None:
             for i in range(2000):
-                sender.send(b"%d" % i, timeout=30)
+                sender.send(b"%d" % i, timeout=PATIENCE_S)
 
         thread = threading.Thread(target=write)
         thread.start()
         for i in range(2000):
-            with receiver.receive(30) as message:
+            with receiver.receive(PATIENCE_S) as message:
                 assert bytes(message) == b"%d" % i
         thread.join()
 
@@ -353,7 +355,7 @@ def test_another_thread_in_send_keeps_the_sender() -> None:
     channel, sender, receiver = pair(SMALL, max_inflight=1, spin_us=0)
     with channel, sender, receiver:
         sender.send(b"")
-        thread = threading.Thread(target=lambda: sender.send(b"late", timeout=30))
+        thread = threading.Thread(target=lambda: sender.send(b"late", timeout=PATIENCE_S))
         thread.start()
         while not sender._waiting:
             time.sleep(0.001)
@@ -371,7 +373,7 @@ def test_close_under_a_thread_that_receives() -> None:
 
     def read() -> None:
         try:
-            receiver.receive(30)
+            receiver.receive(PATIENCE_S)
         except mm.ClosedError as error:
             caught.append(error)
 

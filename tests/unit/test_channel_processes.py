@@ -22,7 +22,7 @@ import pytest
 import mirrormap as mm
 from channels import POOL, body, number_of, produce
 from kin import FORK, METHODS, ended, no_child_is_left, started
-from support import forked, scaled, succeeds
+from support import PATIENCE_S, forked, scaled, succeeds
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -37,16 +37,16 @@ def test_a_child_sends_what_the_parent_receives(method: str) -> None:
     with mm.Channel("256KiB") as channel, channel.receiver() as receiver:
         child = started(produce, channel, 0, count, context=multiprocessing.get_context(method))
         for number in range(count):
-            with receiver.receive(60) as message:
+            with receiver.receive(PATIENCE_S) as message:
                 assert number_of(message) == number
         with pytest.raises(mm.SenderGone):
-            receiver.receive(60)
+            receiver.receive(PATIENCE_S)
         ended(child)
 
 
 def drain(channel: mm.Channel, connection: Any) -> None:
     with channel.receiver("oldest") as receiver:
-        connection.send(sum(number_of(receiver.receive(60)) for _ in range(100)))
+        connection.send(sum(number_of(receiver.receive(PATIENCE_S)) for _ in range(100)))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,7 +172,7 @@ def stream(channel: mm.Channel, total: int, longest: int) -> None:
             rest = POOL[
                 start : start + (rng.randrange(longest) if rng.random() < 0.01 else rng.randrange(300))
             ]
-            sender.send(struct.pack("<QI", number, zlib.crc32(rest, number)) + rest, timeout=60)
+            sender.send(struct.pack("<QI", number, zlib.crc32(rest, number)) + rest, timeout=PATIENCE_S)
             if channel.overwrite and rng.random() < 0.01:
                 time.sleep(1e-4)  # lets the receiver keep up now and then
 
@@ -190,7 +190,7 @@ def pass_messages(total: int, *, overwrite: bool) -> tuple[int, int]:
         child = started(stream, channel, total, 1 << 17)
         while seen + missed < total:
             try:
-                with receiver.receive(60) as message:
+                with receiver.receive(PATIENCE_S) as message:
                     data = bytes(message)
                     if message.intact:
                         number, checksum = struct.unpack_from("<QI", data)
@@ -201,7 +201,7 @@ def pass_messages(total: int, *, overwrite: bool) -> tuple[int, int]:
                 assert overwrite
                 missed += overrun.missed
         with pytest.raises(mm.SenderGone):
-            receiver.receive(60)
+            receiver.receive(PATIENCE_S)
         ended(child)
     assert seen + missed == total
     return seen, missed
@@ -213,7 +213,7 @@ def test_64_receivers_in_processes() -> None:
         while len(channel.peers()) < 64:
             time.sleep(0.01)
         produce(channel, 0, 200)
-        assert [result.get(60) for result in results] == [[sum(range(200))] * 8] * 8
+        assert [result.get(PATIENCE_S) for result in results] == [[sum(range(200))] * 8] * 8
 
 
 _inherited: mm.Channel | None = None
@@ -230,7 +230,7 @@ def drain_numbers() -> list[int]:
     sums = [0] * 8
     for _ in range(200):
         for index, receiver in enumerate(receivers):
-            with receiver.receive(60) as message:
+            with receiver.receive(PATIENCE_S) as message:
                 sums[index] += number_of(message)
     for receiver in receivers:
         receiver.close()

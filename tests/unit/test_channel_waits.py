@@ -9,7 +9,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap.cursors import Deadline
-from support import PAGE, scaled
+from support import PAGE, PATIENCE_S, scaled
 
 SPINS = [0, 30, 2000]
 
@@ -35,7 +35,7 @@ def test_room_for_one_message_is_enough(spin_us: float) -> None:
         done = threading.Event()
 
         def send() -> None:
-            sender.send(b"last", timeout=60)
+            sender.send(b"last", timeout=PATIENCE_S)
             done.set()
 
         thread = threading.Thread(target=send)
@@ -68,8 +68,8 @@ def test_two_threads_lose_nothing_however_they_wait(spin_us: float, capacity: in
         thread = threading.Thread(target=receive)
         thread.start()
         for number in range(total):
-            sender.send(np.array([number]), timeout=60)
-        thread.join(60)
+            sender.send(np.array([number]), timeout=PATIENCE_S)
+        thread.join(PATIENCE_S)
         assert got == list(range(total))
 
 

@@ -14,7 +14,7 @@ import pytest
 import mirrormap as mm
 import seccomp
 from mirrormap import procmaps
-from support import PAGE, TESTS
+from support import PAGE, PATIENCE_S, TESTS
 
 MIB = 1 << 20
 
@@ -188,5 +188,5 @@ def test_where_the_kernel_gives_no_huge_pages(number: int) -> None:
     script = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n" + REFUSED.format(
         name=errno.errorcode[number]
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

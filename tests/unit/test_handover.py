@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, PATIENCE_S
 
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -38,8 +38,8 @@ def test_children_get_the_same_pages(method: str) -> None:
         view.array()[0] = 41
         child = context.Process(target=answer, args=(pages, pages, results))
         child.start()
-        first, second, inheritable = results.get(timeout=60)
-        child.join(60)
+        first, second, inheritable = results.get(timeout=PATIENCE_S)
+        child.join(PATIENCE_S)
         assert child.exitcode == 0
         assert (first, second, inheritable) == (pages.nbytes, pages.nbytes, False)
         assert view.array()[1] == 42
@@ -56,7 +56,7 @@ def test_pages_travel_through_a_pipe() -> None:
         ours.send(pages)
         assert ours.recv() == pages.nbytes
         assert view.array()[5] == 55
-    child.join(60)
+    child.join(PATIENCE_S)
     child.close()
 
 
@@ -76,9 +76,9 @@ def test_pages_travel_through_a_queue_the_same_ones_twice() -> None:
         first.array()[0], second.array()[0] = 1, 2
         for pages in (one, other, one):
             tasks.put(pages)
-        assert [results.get(timeout=60) for _ in range(3)] == [1, 2, 1]
+        assert [results.get(timeout=PATIENCE_S) for _ in range(3)] == [1, 2, 1]
     tasks.put(None)
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
     child.close()
 

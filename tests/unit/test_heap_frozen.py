@@ -16,7 +16,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import Ref, cgroups, kernel
-from support import PAGE, address_of, is_mapped, succeeds
+from support import PAGE, PATIENCE_S, address_of, is_mapped, succeeds
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_readers_of_every_kind_privatise_nothing(heap: mm.Heap, method: str) -> 
     for reader in readers:
         reader.start()
     for _ in readers:
-        count, private = answers.get(timeout=60)
+        count, private = answers.get(timeout=PATIENCE_S)
         assert count == expected
         assert private <= frozen.nbytes // 100
     for reader in readers:

@@ -267,7 +267,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         for worker in workers:
             worker.start()
         for _ in workers:
-            assert ready.acquire(timeout=30)
+            assert ready.acquire(timeout=PATIENCE_S)
         everybody = [os.getpid(), *procfs.descendants(os.getpid())]
         assert {worker.pid for worker in workers} <= set(everybody)
         found = mm.mirrors([os.getpid(), *(worker.pid for worker in workers if worker.pid)])
@@ -297,7 +297,7 @@ def test_workers_over_a_shared_memory_block() -> None:
     finally:
         done.set()
         for worker in workers:
-            worker.join(30)
+            worker.join(PATIENCE_S)
         block.close()
         block.unlink()
 

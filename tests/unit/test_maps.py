@@ -25,7 +25,7 @@ import pytest
 import mirrormap as mm
 from mirrormap import ribbons
 from mirrormap.sameness import MirrorGroup, MirrorView
-from support import PAGE
+from support import PAGE, PATIENCE_S
 from support import command as run
 
 MIB = 1 << 20
@@ -391,7 +391,7 @@ def browse(browser: str, page: Path, *options: str) -> str:
     environment.pop("LD_PRELOAD", None)  # a sanitizer's runtime is not for the browser
     done = subprocess.run(
         [*command, f"--user-data-dir={page.parent / 'profile'}", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=120, env=environment,
+        capture_output=True, text=True, timeout=PATIENCE_S, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import seccomp
+from support import PATIENCE_S
 
 PRELUDE = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -28,7 +29,7 @@ def run(script: str) -> None:
     if not seccomp.numbers():
         pytest.skip("system call numbers of this architecture are not listed in tests/seccomp.py")
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from support import PATIENCE_S
 
 
 def test_a_reader_starts_where_it_is_told() -> None:
@@ -99,11 +100,11 @@ def test_a_long_block_goes_through_a_lossless_ring_in_pieces() -> None:
 
             def consume() -> None:
                 while len(got) < len(block):
-                    got.extend(reader.read(min(100, len(block) - len(got)), timeout=30).tolist())
+                    got.extend(reader.read(min(100, len(block) - len(got)), timeout=PATIENCE_S).tolist())
 
             thread = threading.Thread(target=consume)
             thread.start()
-            ring.extend(block, timeout=30)
+            ring.extend(block, timeout=PATIENCE_S)
             thread.join()
         assert got == block.tolist()
 
@@ -176,7 +177,7 @@ def test_readers_are_woken_and_told_when_the_writer_is_gone() -> None:
     def wait() -> None:
         try:
             while True:
-                result.append(int(reader.read(1, timeout=30)[0]))
+                result.append(int(reader.read(1, timeout=PATIENCE_S)[0]))
         except mm.WriterGone as gone:
             result.append(gone)
 
@@ -185,7 +186,7 @@ def test_readers_are_woken_and_told_when_the_writer_is_gone() -> None:
     ring.append(5)
     ring.append(6)
     ring.close()
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert result[:2] == [5, 6]
     assert isinstance(result[2], mm.WriterGone)
     reader.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, PATIENCE_S
 
 RECORD = np.dtype([("time", "<i8"), ("price", "<f4"), ("side", "S3")])
 
@@ -339,8 +339,8 @@ def test_a_ring_is_not_closed_under_a_thread_that_waits_for_room() -> None:
         with pytest.raises(mm.BusyError, match="waits for room"):
             ring.close()
         reader.advance(ring.capacity)
-        thread.join(30)
-        assert reader.read(1, timeout=30).tolist() == [7]
+        thread.join(PATIENCE_S)
+        assert reader.read(1, timeout=PATIENCE_S).tolist() == [7]
         ring.append(8)  # the writer's place was not given up
 
 

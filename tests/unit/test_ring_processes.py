@@ -22,7 +22,7 @@ import pytest
 import mirrormap as mm
 from kin import METHODS, killed, no_child_is_left, started
 from mirrormap.cursors import CONTROL_NBYTES, GEOMETRY_NBYTES
-from support import PAGE, forked, scaled
+from support import PAGE, PATIENCE_S, forked, scaled
 
 pytestmark = pytest.mark.leaks_by_nature  # the start methods keep a server process and its pipes
 __all__ = ["no_child_is_left"]  # a fixture
@@ -33,7 +33,7 @@ SPAWN = multiprocessing.get_context("spawn")
 def produce(ring: mm.Ring, first: int, count: int, block: int) -> None:
     """Items that are their own index."""
     for at in range(first, first + count, block):
-        ring.extend(np.arange(at, min(at + block, first + count), dtype="i8"), timeout=60)
+        ring.extend(np.arange(at, min(at + block, first + count), dtype="i8"), timeout=PATIENCE_S)
     ring.close()
 
 
@@ -43,11 +43,11 @@ def produce_for_ever(ring: mm.Ring, seed: int) -> None:
         at = ring.written
         count = rng.choice([1, 7, 100, ring.capacity // 3])
         if rng.random() < 0.5:
-            place = ring.reserve(count, timeout=60)
+            place = ring.reserve(count, timeout=PATIENCE_S)
             place[:] = np.arange(at, at + count)
             ring.commit()
         else:
-            ring.extend(np.arange(at, at + count, dtype="i8"), timeout=60)
+            ring.extend(np.arange(at, at + count, dtype="i8"), timeout=PATIENCE_S)
 
 
 def consume_for_ever(ring: mm.Ring) -> None:
@@ -65,10 +65,10 @@ def test_a_child_writes_what_the_parent_reads(method: str) -> None:
     with mm.Ring(1000, "i8", overwrite=False) as ring, ring.reader() as reader:
         child = started(produce, ring, 0, 10_000, 77, context=multiprocessing.get_context(method))
         for at in range(0, 10_000, 100):
-            assert np.array_equal(reader.read(100, timeout=60), np.arange(at, at + 100))
+            assert np.array_equal(reader.read(100, timeout=PATIENCE_S), np.arange(at, at + 100))
         with pytest.raises(mm.WriterGone, match="0 items are left"):
-            reader.read(1, timeout=60)
-        child.join(60)
+            reader.read(1, timeout=PATIENCE_S)
+        child.join(PATIENCE_S)
         assert child.exitcode == 0
         child.close()
 
@@ -112,7 +112,7 @@ def stream(ring: mm.Ring, total: int) -> None:
     with ring:
         while at < total:
             count = min(total - at, rng.randint(1, len(numbers)))
-            np.add(numbers[:count], at, out=ring.reserve(count, timeout=60))
+            np.add(numbers[:count], at, out=ring.reserve(count, timeout=PATIENCE_S))
             ring.commit()
             at += count
             if ring.overwrite and rng.random() < 0.3:
@@ -137,7 +137,7 @@ def pass_items(rng: random.Random, total: int, *, overwrite: bool) -> tuple[int,
             count = min(rng.randint(1, len(numbers)), total - at)
             assert at == seen + missed
             try:
-                block = reader.peek(count, timeout=60)
+                block = reader.peek(count, timeout=PATIENCE_S)
                 same = np.array_equal(block - at, numbers[:count])
                 if ring.valid(at):
                     assert same
@@ -147,8 +147,8 @@ def pass_items(rng: random.Random, total: int, *, overwrite: bool) -> tuple[int,
                 assert overwrite
                 missed += overrun.missed
         with pytest.raises(mm.WriterGone):
-            reader.read(1, timeout=60)
-        writer.join(60)
+            reader.read(1, timeout=PATIENCE_S)
+        writer.join(PATIENCE_S)
         assert writer.exitcode == 0
         writer.close()
     assert seen + missed == total
@@ -186,12 +186,12 @@ def test_a_forked_child_does_not_hold_its_parent_s_places() -> None:
 def test_readers_learn_that_the_writer_was_killed_once_they_have_drained() -> None:
     with mm.Ring(1 << 16, "i8", overwrite=False) as ring, ring.reader() as reader:
         writer = started(produce_for_ever, ring, 1)
-        assert np.array_equal(reader.read(1000, timeout=30), np.arange(1000))
+        assert np.array_equal(reader.read(1000, timeout=PATIENCE_S), np.arange(1000))
         killed(writer)
         with pytest.raises(mm.WriterGone):
             while True:
                 at = reader.position
-                block = reader.read(max(1, reader.available), timeout=30)
+                block = reader.read(max(1, reader.available), timeout=PATIENCE_S)
                 assert np.array_equal(block, np.arange(at, at + len(block)))
         assert reader.position == ring.written
         ring.append(ring.written)  # a replacement goes on where the dead one left off
@@ -205,7 +205,7 @@ def test_a_dead_reader_holds_nobody_up() -> None:
         while not ring._owners()[2] and time.monotonic() < limit:
             time.sleep(0.005)
         os.kill(child.pid, signal.SIGSTOP)
-        ring.extend(np.arange(900), timeout=30)
+        ring.extend(np.arange(900), timeout=PATIENCE_S)
         with pytest.raises(TimeoutError):
             ring.extend(np.arange(ring.capacity), timeout=0.05)
         killed(child)
@@ -245,7 +245,7 @@ def kill_either_side(rng: random.Random, rounds: int, *, overwrite: bool) -> Non
                     alive = False
                 try:
                     at = reader.position
-                    block = reader.read(max(1, min(reader.available, 500)), timeout=30, copy=True)
+                    block = reader.read(max(1, min(reader.available, 500)), timeout=PATIENCE_S, copy=True)
                 except mm.Overrun as overrun:
                     assert overwrite
                     assert reader.position == at + overrun.missed

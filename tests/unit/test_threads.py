@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, PATIENCE_S
 from together import ROUNDS, THREADS, often, together
 
 __all__ = ["often"]  # a fixture
@@ -87,7 +87,7 @@ def test_a_ring_has_one_writer_and_readers_come_and_go() -> None:
 
             def work(chance: random.Random, number: int) -> None:
                 with ring.reader(chance.choice(["now", "oldest"])) as reader:
-                    window = reader.read(chance.randint(1, 200), timeout=20)
+                    window = reader.read(chance.randint(1, 200), timeout=PATIENCE_S)
                     assert (np.diff(window) == 1).all()
                     del window
 
@@ -108,7 +108,7 @@ def test_a_channel_s_work_is_shared_and_nothing_comes_twice() -> None:
             gate.wait()
             while True:
                 try:
-                    with workers[number].receive(timeout=20) as message:
+                    with workers[number].receive(timeout=PATIENCE_S) as message:
                         value = int(message.array[0])
                         assert (message.array == value).all()
                 except mm.SenderGone:
@@ -120,7 +120,7 @@ def test_a_channel_s_work_is_shared_and_nothing_comes_twice() -> None:
             thread.start()
         gate.wait()
         for value in range(total):
-            sender.send(np.full(1 + value % 50, value), timeout=20)
+            sender.send(np.full(1 + value % 50, value), timeout=PATIENCE_S)
         sender.close()
         for thread in threads:
             thread.join()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from support import PAGE, succeeds
+from support import PAGE, PATIENCE_S, succeeds
 from together import ROUNDS, THREADS, often, together
 
 __all__ = ["often"]  # a fixture
@@ -230,7 +230,7 @@ def test_event_loops_in_all_threads() -> None:
         for thread in threads:
             thread.start()
         for value in range(200):
-            sender.send(np.full(3, value), timeout=120)
+            sender.send(np.full(3, value), timeout=PATIENCE_S)
         for thread in threads:
             thread.join()
         for receiver in receivers:
