@@ -25,8 +25,7 @@ static uint64_t move(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
     if (to == 0)
         return 0;
     memcpy(heap->base + to, header, nbytes);
-    if (header->root != 0)
-        heap->roots[header->root].offset = to;
+    mm_tell(heap, header, to);
     block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
     account(heap, block, nbytes);
     return to;

@@ -22,6 +22,7 @@
 
 #include "../sys.h"
 #include "cycle.h"
+#include "index.h"
 
 enum {
     MM_GRANULE = 16,                   /* objects begin at multiples of it */
@@ -44,7 +45,7 @@ enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - M
  * A record has the first two words only, and its data begin where the third would be: `word` is then
  *   MM_RECORD | number of its type << 20 | words of 8 bytes of data << 10 | references */
 struct mm_object {
-    uint32_t root;                     /* its root slot, or 0 */
+    uint32_t root;                     /* its root slot, or 0; MM_ENTRY | number of a container's entry */
     uint32_t word;                     /* references, below MM_RECORD; or what a record is */
     uint32_t low;                      /* bytes of data, the low 32 bits */
     uint16_t dtype;                    /* 0: plain bytes; else the owner's number for a dtype */
@@ -54,6 +55,7 @@ struct mm_object {
 
 enum { MM_RECORD_HEADER = 8, MM_MOST_TYPES = 1 << 11, MM_MOST_WORDS = (1 << 10) - 1 };
 #define MM_RECORD 0x80000000u
+#define MM_ENTRY 0x80000000u
 
 /* What an object is made of. */
 struct mm_shape {
@@ -98,13 +100,14 @@ struct mm_lane {
 
 enum mm_root_kind { MM_UNUSED, MM_ROOT, MM_VALUE };
 
-/* A way in from outside. A ROOT lives while it has holders; a container's VALUE until it is dropped
- * and nobody looks at it any more. */
+/* A way in from outside. A ROOT lives while it has holders. A VALUE of a container has one while somebody
+ * looks at it; it dies when nobody does any more, if its container has let go of it by then. */
 struct mm_root {
     uint64_t offset;                   /* UNUSED: the next free one */
     uint32_t holders;
     uint32_t exports;
     uint32_t kind;
+    uint32_t entry;                    /* VALUE: its container's, or 0 */
 };
 
 struct mm_heap {
@@ -125,6 +128,7 @@ struct mm_heap {
     uint32_t exports;
     struct mm_root *roots;
     uint32_t root_count, root_free;
+    struct mm_index index;             /* values of containers */
     uint64_t *weak;                    /* offset of what is pointed at; 0: dead; odd: a free slot */
     uint32_t weak_count, weak_free;
     uint32_t leaving, leaving_last;    /* blocks on their way out, the emptiest first */
@@ -274,9 +278,15 @@ void mm_release(struct mm_heap *heap, uint64_t offset);
 /* The root of an object, made if it has none, with one holder more; 0: no memory. */
 uint32_t mm_hold(struct mm_heap *heap, uint64_t offset);
 void mm_drop(struct mm_heap *heap, uint32_t root);
-/* A container's value: one root, never shared. */
-uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
-void mm_forget(struct mm_heap *heap, uint32_t root);
+/* The root of an entry's value, with one who looks at it more; 0: no memory. */
+uint32_t mm_show(struct mm_heap *heap, uint32_t entry);
+void mm_show_no_more(struct mm_heap *heap, uint32_t root);
+/* A container has let go of a value. */
+void mm_disown(struct mm_heap *heap, uint64_t offset);
+/* What holds an object learns where it lies now. */
+void mm_tell(struct mm_heap *heap, const struct mm_object *header, uint64_t to);
+/* The value at an offset belongs to this entry. */
+void mm_own(struct mm_heap *heap, uint64_t offset, uint32_t entry);
 void mm_pin(struct mm_heap *heap, uint32_t root);
 void mm_unpin(struct mm_heap *heap, uint32_t root);
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);

@@ -91,6 +91,7 @@ void mm_heap_close(struct mm_heap *heap)
     free(heap->taken);
     free(heap->roots);
     free(heap->weak);
+    mm_index_close(heap);
     *heap = (struct mm_heap){0};
 }
 
