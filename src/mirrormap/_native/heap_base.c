@@ -241,6 +241,14 @@ static PyObject *heap_allow(PyObject *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
+/* _index_nbytes() -> bytes of the tables of containers */
+static PyObject *heap_index_nbytes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct mm_heap *core = heap_open(self);
+    return core != NULL ? PyLong_FromUnsignedLongLong(mm_index_nbytes(core)) : NULL;
+}
+
 /* _dtypes() -> those of arrays in it, by number - 1 */
 static PyObject *heap_dtypes(PyObject *self, PyObject *unused)
 {
@@ -269,6 +277,7 @@ static PyMethodDef heap_methods[] = {
     {"_verify", heap_verify, METH_NOARGS, NULL},
     {"_stats", heap_stats, METH_NOARGS, NULL},
     {"_allow", heap_allow, METH_O, NULL},
+    {"_index_nbytes", heap_index_nbytes, METH_NOARGS, NULL},
     {"_dtypes", heap_dtypes, METH_NOARGS, NULL},
     {"_adopt", heap_adopt, METH_VARARGS, NULL},
     {"_blocks", heap_blocks, METH_NOARGS, NULL},

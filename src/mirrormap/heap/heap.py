@@ -218,7 +218,12 @@ class Heap(HeapBase, Closing):
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
         return HeapStats(
-            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, arrays=self._array_nbytes()
+            *told[:-1],
+            PHASES[told[-1]],
+            self._mapping.resident,
+            pauses,
+            arrays=self._array_nbytes(),
+            index=self._index_nbytes(),
         )
 
     def verify(self) -> Census:
