@@ -90,7 +90,7 @@ static void stay(struct mm_heap *heap, uint32_t index)
 
 static void close_open(struct mm_heap *heap, struct mm_lane *lane)
 {
-    for (int which = 0; which < 2; which++) {
+    for (int which = 0; which < MM_OPEN; which++) {
         uint32_t index = lane->open[which];
         const struct mm_block *block = &heap->blocks[index];
         /* one without garbage goes on being filled */

@@ -38,7 +38,7 @@ enum {
 };
 
 enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
-enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
+enum { MM_LANES = 3, MM_OPEN = 4 };    /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
  *
@@ -92,7 +92,8 @@ struct mm_block {
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
 struct mm_lane {
-    uint32_t open[2];                  /* filled by allocation, and by evacuation; 0: none */
+    uint32_t open[MM_OPEN];            /* filled by allocation, and by evacuation, and with what little fits at
+                                          the end of one that was; 0: none */
     uint32_t buckets[MM_BUCKETS];      /* closed blocks without pins */
     uint64_t held, live;               /* bytes */
     uint64_t promised;                 /* of what is held, freed when those that are leaving have gone */

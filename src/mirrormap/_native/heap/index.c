@@ -277,6 +277,8 @@ void mm_entry_remove(struct mm_heap *heap, struct mm_owner *owner, uint32_t entr
     index->holes++;
     merge_some(heap, owner);
     close_holes(heap);
+    if (owner->oldest != 0)            /* the next to go, for a cache that is full */
+        __builtin_prefetch(heap->base + at(heap, owner->oldest)->offset);
 }
 
 void mm_entry_replace(struct mm_heap *heap, struct mm_owner *owner, uint32_t entry, uint64_t offset)
