@@ -79,13 +79,17 @@ PyObject *copy_of(const Container *self, uint32_t entry)
     return PyBytes_FromStringAndSize((const char *)data, nbytes);
 }
 
+uint64_t nbytes_of(const struct mm_heap *core, uint32_t entry)
+{
+    return mm_data_nbytes(mm_header_at(core, mm_entries(&core->index)[entry].offset));
+}
+
 PyObject *take_out(Container *self, struct mm_heap *core, uint32_t entry)
 {
-    const struct mm_entry *it = &mm_entries(&core->index)[entry];
-    PyObject *key = key_held(it);
-    uint64_t nbytes = mm_data_nbytes(mm_header_at(core, it->offset));
+    PyObject *key = key_held(&mm_entries(&core->index)[entry]);
+    uint64_t nbytes = nbytes_of(core, entry);
     mm_entry_remove(core, &self->owner, entry);
-    mm_give_way(core, nbytes);
+    mm_give_way(core, 4 * nbytes + MM_BLOCK / 64);
     return key;
 }
 

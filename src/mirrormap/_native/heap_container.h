@@ -50,8 +50,9 @@ PyObject *no_such_key(PyObject *object);   /* KeyError; NULL */
 /* heap_container.c */
 /* A copy of the value of an entry. NULL without an exception: it may be another by now, so look again. */
 PyObject *copy_of(const Container *self, uint32_t entry);
-/* Take an entry out. The caller lets go of its key's object, if it has one, when all is done. */
+/* Take an entry out, and move others together. The caller lets go of its key's object, if it has one. */
 PyObject *take_out(Container *self, struct mm_heap *core, uint32_t entry);
+uint64_t nbytes_of(const struct mm_heap *core, uint32_t entry);   /* of data */
 
 /* heap_container_put.c */
 int container_assign(PyObject *self, PyObject *key, PyObject *value);

@@ -160,7 +160,7 @@ PyObject *container_clear_all(PyObject *object, PyObject *unused)
     empty(self);
     if (container_open(self) == NULL)
         return NULL;
-    mm_give_way(&heap_of(self->heap)->core, 0);
+    mm_give_way(&heap_of(self->heap)->core, MM_BLOCK / 64);
     Py_RETURN_NONE;
 }
 

@@ -3,12 +3,15 @@
 #include "heap_container.h"
 #include "heap_put.h"
 
+enum { MOST_MOVED = 1 << 17 };         /* bytes, for one value that is put: it is waited for */
+
 /* Give up what was used least recently. 1: Python code ran, which may have done anything; -1: it raised. */
 static int evict(Container *self, struct mm_heap *core)
 {
     uint32_t entry = self->owner.oldest;
-    if (self->on_evict == NULL) {
-        PyObject *held = take_out(self, core, entry);
+    if (self->on_evict == NULL) {      /* moving the others together is put off until the new value is there */
+        PyObject *held = key_held(&mm_entries(&core->index)[entry]);
+        mm_entry_remove(core, &self->owner, entry);
         Py_XDECREF(held);
         return held != NULL;
     }
@@ -52,11 +55,9 @@ static int enter(Container *self, const struct wanted *wanted, bool found, uint3
 {
     struct mm_heap *core = &heap_of(self->heap)->core;
     if (found) {
-        uint64_t before = mm_data_nbytes(mm_header_at(core, mm_entries(&core->index)[entry].offset));
         mm_entry_replace(core, &self->owner, entry, offset);
         if (self->bounded)
             mm_entry_touch(core, &self->owner, entry);
-        mm_give_way(core, before);
         return 0;
     }
     if (mm_entry_reserve(core, &self->owner) != 0) {
@@ -98,7 +99,8 @@ static int put(Container *self, const struct wanted *wanted, const struct source
         source_fill(core, offset, source);
         if (enter(self, wanted, found != 0, entry, offset) < 0)
             return -1;
-        mm_pace(core, 4 * nbytes + MM_BLOCK / 64);
+        uint64_t most = 4 * nbytes + MM_BLOCK / 64;
+        mm_give_way(core, most < MOST_MOVED ? most : MOST_MOVED);
         return found != 0 && self->bounded && make_room(self, 0) < 0 ? -1 : 0;
     }
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_BESIDE = 5 };              /* one of so many bytes that may be held beyond the live ones */
+
 static void account(struct mm_heap *heap, struct mm_block *from, uint64_t nbytes)
 {
     from->live -= (uint32_t)nbytes;
@@ -214,11 +216,22 @@ bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
 
 /* --- values that containers own ------------------------------------------------------------- */
 
+/* The target is for all memory that values take: entries and bitmaps beside the pages. Where those alone are a
+ * large part of it, as for small values, moving could not make up for them. */
+static bool values_hold_too_much(const struct mm_heap *heap)
+{
+    const struct mm_lane *lane = &heap->lanes[0];
+    uint64_t beside = heap->index.room.nbytes + lane->held / MM_BLOCK * MM_BITMAP * 8;
+    uint64_t most = lane->live * (heap->target - 1000) / MOST_BESIDE / 1000;
+    uint64_t held = lane->held + (beside < most ? beside : most);
+    return held * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
+}
+
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
 {
     struct mm_lane *lane = &heap->lanes[0];
     uint64_t moved = 0;
-    while (moved < most && holds_too_much(heap, lane)) {
+    while (moved < most && values_hold_too_much(heap)) {
         uint32_t index = emptiest(lane);
         if (index == 0)
             break;

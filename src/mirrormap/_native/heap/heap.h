@@ -343,8 +343,8 @@ void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 /* pacing.c */
 /* So many bytes lost a holder, and may be garbage. */
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
-/* A container's value of so many bytes was removed: the others close up. */
-void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
+/* Containers' values were removed or replaced: move at most so many bytes of others, and wake who helps. */
+void mm_give_way(struct mm_heap *heap, uint64_t most);
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */
