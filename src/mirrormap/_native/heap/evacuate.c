@@ -139,9 +139,9 @@ static void gone(struct mm_heap *heap, uint32_t index)
     leave_no_more(heap, index);
     mm_punch(heap, index, block->held);
     heap->lanes[block->kind - MM_OWNED].held -= mm_block_held(heap, block);
-    free(block->starts);
+    mm_bitmap_free(heap, index);
     free(block->marks);
-    block->starts = block->marks = NULL;
+    block->marks = NULL;
     block->kind = MM_GONE;
 }
 
