@@ -105,6 +105,7 @@ int find(const Container *self, const struct wanted *wanted, uint32_t *found)
     while (entry != 0) {
         const struct mm_entry *it = &mm_entries(&core->index)[entry];
         if (it->hash == wanted->hash) {
+            __builtin_prefetch(core->base + it->offset);
             uint64_t changes = owner->changes;
             int same = is_key(it, wanted);
             core = container_open(self);

@@ -6,7 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_BESIDE = 5 };              /* one of so many bytes that may be held beyond the live ones */
+enum {
+    LEAST_TARGET = 1030,               /* of values' pages alone, in thousandths of what lives */
+    /* what comes to a value's bytes: its entry, two heads of chains, its header, and what rounding adds */
+    BESIDE_EACH = sizeof(struct mm_entry) + 8 + sizeof(struct mm_object) + MM_GRANULE / 2,
+};
 
 static void account(struct mm_heap *heap, struct mm_block *from, uint64_t nbytes)
 {
@@ -216,13 +220,13 @@ bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
 
 /* --- values that containers own ------------------------------------------------------------- */
 
-/* The target is for all memory that values take: entries and bitmaps beside the pages. Where those alone are a
- * large part of it, as for small values, moving could not make up for them. */
+/* The target is for all memory that values take, with what stands beside their bytes; where that is much, as for
+ * small values, moving could not make up for all of it. */
 static bool values_hold_too_much(const struct mm_heap *heap)
 {
     const struct mm_lane *lane = &heap->lanes[0];
-    uint64_t beside = heap->index.room.nbytes + lane->held / MM_BLOCK * MM_BITMAP * 8;
-    uint64_t most = lane->live * (heap->target - 1000) / MOST_BESIDE / 1000;
+    uint64_t beside = heap->index.used * (uint64_t)BESIDE_EACH + lane->held / MM_BLOCK * MM_BITMAP * 8;
+    uint64_t most = heap->target > LEAST_TARGET ? lane->live * (heap->target - LEAST_TARGET) / 1000 : 0;
     uint64_t held = lane->held + (beside < most ? beside : most);
     return held * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
 }

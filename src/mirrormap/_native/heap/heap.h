@@ -31,7 +31,7 @@ enum {
     MM_BITMAP = MM_BLOCK / MM_GRANULE / 64,  /* words of a bitmap with one bit a granule */
     MM_LARGE = 1 << 16,                /* what takes more has a run of its own */
     MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
-    MM_POOL = 64,                      /* free blocks may keep pages, one of so many that are held */
+    MM_POOL = 256,                     /* free blocks may keep pages, one of so many that are held */
     MM_SLICE = 1 << 20,                /* bytes of a run given back in one call */
     MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
     MM_FULL = 62,                      /* a block from this bucket on is not worth moving */

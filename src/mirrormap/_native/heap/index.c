@@ -258,6 +258,14 @@ static void close_holes(struct mm_heap *heap)
         mm_room_resize(&index->room, needed + needed / 4 + 4 * sizeof(struct mm_entry));
 }
 
+/* In a full cache this one is the next to go: ask memory for what will be touched then. */
+static void expect(const struct mm_heap *heap, const struct mm_owner *owner, const struct mm_entry *entry)
+{
+    __builtin_prefetch(heap->base + entry->offset);
+    __builtin_prefetch(head_of(owner, entry->hash));
+    __builtin_prefetch(at(heap, entry->next));
+}
+
 void mm_entry_remove(struct mm_heap *heap, struct mm_owner *owner, uint32_t entry)
 {
     struct mm_index *index = &heap->index;
@@ -277,8 +285,8 @@ void mm_entry_remove(struct mm_heap *heap, struct mm_owner *owner, uint32_t entr
     index->holes++;
     merge_some(heap, owner);
     close_holes(heap);
-    if (owner->oldest != 0)            /* the next to go, for a cache that is full */
-        __builtin_prefetch(heap->base + at(heap, owner->oldest)->offset);
+    if (owner->oldest != 0)
+        expect(heap, owner, at(heap, owner->oldest));
 }
 
 void mm_entry_replace(struct mm_heap *heap, struct mm_owner *owner, uint32_t entry, uint64_t offset)
