@@ -335,7 +335,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         what, name, *numbers = options.one
-        found = {"life": life, "operations": operations, "tree": tree, "churn": churn}[what](name, *map(int, numbers))
+        found = {"life": life, "operations": operations, "tree": tree, "churn": churn}[what](
+            name, *map(int, numbers)
+        )
         print(json.dumps(found))
         return
     from rich.console import Console
@@ -380,7 +382,14 @@ def main() -> None:
                     progress.advance(task)
     medians: dict[str, Any] = {}
     for row, engines in rounds.items():
-        table = Table("", *(f"Heap, {name}" if name[:5] != "bytes" else name.replace("bytes", "CPython") for name in engines), title=row)
+        table = Table(
+            "",
+            *(
+                f"Heap, {name}" if name[:5] != "bytes" else name.replace("bytes", "CPython")
+                for name in engines
+            ),
+            title=row,
+        )
         for field in next(iter(engines.values()))[0]:
             cells = [sorted(each[field] for each in found)[len(found) // 2] for found in engines.values()]
             medians.setdefault(row, {})[field] = dict(zip(engines, cells, strict=True))

@@ -191,7 +191,7 @@ def test_keys_of_tuples_and_words_for_defaults(heap: mm.Heap) -> None:
         values[1, 2]
     assert raised.value.args == ((1, 2),)
     assert values.get("a", default=b"b") == values.pop("a", default=b"b") == values.get("a", b"b") == b"b"
-    for wrong in (lambda: values.get(), lambda: values.pop(1, 2, 3), lambda: values.get(1, other=2)):
+    for wrong in (values.get, lambda: values.pop(1, 2, 3), lambda: values.get(1, other=2)):
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(TypeError, match="unhashable"):
