@@ -92,7 +92,7 @@ class Ours:
         return float(self.heap.stats().committed)
 
     def index(self) -> float:
-        return float(self.heap.stats().index)
+        return float(self.heap.stats().index_nbytes)
 
 
 class BytesCopied(Bytes):

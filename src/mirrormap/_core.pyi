@@ -302,6 +302,7 @@ class HeapBase:
     ) -> tuple[bool, int, int, int, list[int]]: ...
     def _stats(self) -> tuple[int, int, int, int, int, int, int, int, int, int, int]: ...
 
+@disjoint_base
 class Container:
     _limit: int
     @property

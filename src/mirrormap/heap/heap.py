@@ -223,7 +223,7 @@ class Heap(HeapBase, Closing):
             self._mapping.resident,
             pauses,
             arrays=self._array_nbytes(),
-            index=self._index_nbytes(),
+            index_nbytes=self._index_nbytes(),
         )
 
     def verify(self) -> Census:
