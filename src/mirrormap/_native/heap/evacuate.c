@@ -231,10 +231,23 @@ static bool values_hold_too_much(const struct mm_heap *heap)
     return held * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
 }
 
+/* Blocks that are still being filled, and hold mostly what was removed since, are worth moving too. */
+static void close_wasteful(struct mm_heap *heap)
+{
+    for (int which = 0; which < MM_OPEN; which++) {
+        uint32_t index = heap->lanes[0].open[which];
+        const struct mm_block *block = &heap->blocks[index];
+        if (index != 0 && block->used > MM_BLOCK / 8 && block->live * 2ull < block->used)
+            mm_close_block(heap, index);
+    }
+}
+
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
 {
     struct mm_lane *lane = &heap->lanes[0];
     uint64_t moved = 0;
+    if (values_hold_too_much(heap))
+        close_wasteful(heap);
     while (moved < most && values_hold_too_much(heap)) {
         uint32_t index = emptiest(lane);
         if (index == 0)
