@@ -1,5 +1,5 @@
-/* Where objects begin, a bit a granule: one bitmap a block, at a place of its own in one reservation, so that
- * no other memory is between them and what blocks no longer need goes back. */
+/* Where the values of containers begin, a bit a granule: one bitmap a block, at a place of its own in one
+ * reservation, so that no other memory is between them and what blocks no longer need goes back. */
 #define _GNU_SOURCE
 #include "heap.h"
 
@@ -51,9 +51,8 @@ void mm_bitmap_free(struct mm_heap *heap, uint32_t index)
 {
     size_t page = (size_t)1 << heap->page_shift, start = (size_t)index * NBYTES & ~(page - 1);
     uint32_t first = (uint32_t)(start / NBYTES);
-    heap->blocks[index].starts = NULL;
     for (uint32_t other = first; other < first + page / NBYTES && other < heap->count; other++)
-        if (heap->blocks[other].starts != NULL)
+        if (other != index && heap->blocks[other].kind == MM_OWNED)
             return;
     mm_sys_advise((uintptr_t)heap->bitmaps + start, page, MADV_DONTNEED);
 }

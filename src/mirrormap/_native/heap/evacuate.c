@@ -143,9 +143,9 @@ static void gone(struct mm_heap *heap, uint32_t index)
     leave_no_more(heap, index);
     mm_punch(heap, index, block->held);
     heap->lanes[block->kind - MM_OWNED].held -= mm_block_held(heap, block);
-    mm_bitmap_free(heap, index);
+    free(block->starts);
     free(block->marks);
-    block->marks = NULL;
+    block->starts = block->marks = NULL;
     block->kind = MM_GONE;
 }
 

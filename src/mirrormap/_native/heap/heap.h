@@ -121,7 +121,7 @@ struct mm_heap {
     unsigned target;                   /* held per live bytes, in thousandths */
     struct mm_block *blocks;
     uint32_t count, hint;              /* blocks; none below `hint` is free */
-    unsigned char *bitmaps;            /* `starts` of all blocks, and how many bytes are accessible */
+    unsigned char *bitmaps;            /* `starts` of OWNED blocks, and how many bytes are accessible */
     size_t bitmaps_nbytes;
     uint64_t *taken;                   /* a bit a block that is not FREE, or in the pool */
     uint32_t pool, pooled;             /* free blocks that hold pages */
@@ -263,11 +263,11 @@ uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block)
 /* The pages that hold [start, end) of a block. */
 uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
 
-/* bitmaps.c: 0 or an errno; NULL: no memory. */
+/* bitmaps.c, for OWNED blocks: 0 or an errno; NULL: no memory. */
 int mm_bitmaps_open(struct mm_heap *heap);
 void mm_bitmaps_close(struct mm_heap *heap);
 uint64_t *mm_bitmap_take(struct mm_heap *heap, uint32_t index);   /* all zero */
-void mm_bitmap_free(struct mm_heap *heap, uint32_t index);        /* block->starts is NULL then */
+void mm_bitmap_free(struct mm_heap *heap, uint32_t index);
 
 /* lanes.c: blocks by how full they are, and the objects in them. */
 void mm_link(struct mm_heap *heap, uint32_t index);

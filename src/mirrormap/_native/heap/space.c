@@ -77,6 +77,8 @@ void mm_heap_close(struct mm_heap *heap)
     for (uint32_t index = 0; heap->blocks != NULL && index < heap->count; index += 64) {
         for (uint64_t left = heap->taken != NULL ? heap->taken[index / 64] : 0; left != 0; left &= left - 1) {
             struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
+            if (block->kind != MM_OWNED)
+                free(block->starts);
             free(block->marks);
             free(block->forward);
         }
@@ -217,8 +219,10 @@ static void retire(struct mm_heap *heap, uint32_t index, bool keep)
     uint64_t held = block->held, nbytes = mm_block_held(heap, block);
     if (mm_is_lane(block))
         heap->lanes[block->kind - MM_OWNED].held -= nbytes;
-    if (block->starts != NULL)
+    if (block->kind == MM_OWNED)
         mm_bitmap_free(heap, index);
+    else
+        free(block->starts);
     free(block->marks);
     *block = (struct mm_block){.held = held};
     if (held != 0)
@@ -253,12 +257,18 @@ void mm_drain(struct mm_heap *heap)
 
 uint32_t mm_take_block(struct mm_heap *heap, enum mm_kind kind)
 {
-    uint64_t *marks = kind == MM_OWNED ? NULL : calloc(MM_BITMAP, sizeof *marks), *starts = NULL;
-    uint32_t index = marks == NULL && kind != MM_OWNED ? 0 : heap->pool != 0 ? heap->pool : find_free(heap, 1);
-    if (index != 0)
+    uint64_t *marks = NULL, *starts = NULL;
+    uint32_t index = heap->pool != 0 ? heap->pool : find_free(heap, 1);
+    if (index != 0 && kind == MM_OWNED) {
         starts = mm_bitmap_take(heap, index);
-    if (starts == NULL) {
+    } else if (index != 0) {
+        starts = calloc(MM_BITMAP, sizeof *starts);
+        marks = calloc(MM_BITMAP, sizeof *marks);
+    }
+    if (starts == NULL || (marks == NULL && kind != MM_OWNED)) {
         free(marks);
+        if (kind != MM_OWNED)
+            free(starts);
         return 0;
     }
     if (index == heap->pool)
