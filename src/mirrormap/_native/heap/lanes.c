@@ -163,8 +163,10 @@ void mm_release(struct mm_heap *heap, uint64_t offset)
     uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
     if (block->kind == MM_RUN) {
         heap->runs_live -= nbytes;
+        /* one block takes less than waking somebody who would hold up the next operation */
+        bool now = heap->pacing.mode == MM_MANUAL || (heap->dying == 0 && block->span == 1);
         mm_free_run(heap, index);
-        if (heap->pacing.mode == MM_MANUAL)
+        if (now)
             mm_reap(heap, &(struct mm_budget){.deadline = INT64_MAX});
         else
             mm_ring(heap);
