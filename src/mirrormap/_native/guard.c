@@ -99,7 +99,7 @@ static releasebufferproc release_behind[FEW_COUNT];
 FEW(release_ONE)
 TAKER(release, releasebufferproc, FEW)
 
-static unaryfunc unary_behind[FEW_COUNT]; /* repr and iternext, too */
+static unaryfunc unary_behind[FEW_COUNT]; /* repr, iter and iternext, too */
 #define unary_ONE(n) FRONT(unary, PyObject *, (PyObject * self), (self), n)
 #define unary_NAME(n) unary_##n,
 FEW(unary_ONE)
@@ -128,6 +128,18 @@ static lenfunc length_behind[FEW_COUNT]; /* hash, too: both are Py_ssize_t */
 #define length_NAME(n) length_##n,
 FEW(length_ONE)
 TAKER(length, lenfunc, FEW)
+
+static inquiry clear_behind[FEW_COUNT];
+#define clear_ONE(n) FRONT(clear, int, (PyObject * self), (self), n)
+#define clear_NAME(n) clear_##n,
+FEW(clear_ONE)
+TAKER(clear, inquiry, FEW)
+
+static objobjproc contains_behind[FEW_COUNT];
+#define contains_ONE(n) FRONT(contains, int, (PyObject * self, PyObject *key), (self, key), n)
+#define contains_NAME(n) contains_##n,
+FEW(contains_ONE)
+TAKER(contains, objobjproc, FEW)
 
 /* Attributes have a closure, so two fronts do for all. */
 struct attribute {
@@ -195,8 +207,10 @@ static void *slot_front(int slot, void *behind)
 {
     switch (slot) {
     case Py_tp_dealloc: return (void *)end_front((destructor)behind);
-    case Py_tp_repr: case Py_tp_iternext: return (void *)unary_front((unaryfunc)behind);
-    case Py_tp_hash: case Py_sq_length: return (void *)length_front((lenfunc)behind);
+    case Py_tp_clear: return (void *)clear_front((inquiry)behind);
+    case Py_sq_contains: return (void *)contains_front((objobjproc)behind);
+    case Py_tp_repr: case Py_tp_iter: case Py_tp_iternext: return (void *)unary_front((unaryfunc)behind);
+    case Py_tp_hash: case Py_sq_length: case Py_mp_length: return (void *)length_front((lenfunc)behind);
     case Py_tp_richcompare: return (void *)compare_front((richcmpfunc)behind);
     case Py_mp_subscript: return (void *)binary_front((binaryfunc)behind);
     case Py_mp_ass_subscript: return (void *)assign_front((objobjargproc)behind);

@@ -73,6 +73,8 @@ static void detach(HeapBase *heap)
 {
     if (heap_is_ours((PyObject *)heap))
         mm_ring(&heap->core);          /* its thread is to see that there is nothing left to do */
+    heap->life++;
+    struct mm_index keys = heap_take_keys(heap);
     mm_heap_close(&heap->core);
     heap_forget_layouts(heap);
     Py_CLEAR(heap->layouts);
@@ -81,6 +83,7 @@ static void detach(HeapBase *heap)
     Py_CLEAR(heap->dtypes);
     Py_CLEAR(heap->numbers);
     Py_CLEAR(heap->failure);
+    heap_drop_keys(&keys);             /* last: it may run any code */
 }
 
 /* _detach(): nothing is left. BufferError while a view lives. */
@@ -111,14 +114,14 @@ static PyObject *heap_get_closed(PyObject *self, void *unused)
     return PyBool_FromLong(!heap_is_ours(self));
 }
 
-/* --- roots by number, for names and containers ---------------------------------------------- */
+/* --- roots by number, for names -------------------------------------------------------------- */
 
-uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kind)
+uint32_t heap_root(struct mm_heap *core, PyObject *number)
 {
     unsigned long root = PyLong_AsUnsignedLong(number);
     if (PyErr_Occurred())
         return 0;
-    if (root == 0 || root >= core->root_count || core->roots[root].kind != kind) {
+    if (root == 0 || root >= core->root_count || core->roots[root].kind != MM_ROOT) {
         PyErr_SetString(PyExc_ValueError, "no such root");
         return 0;
     }
@@ -136,7 +139,7 @@ static PyObject *heap_hold(PyObject *self, PyObject *ref)
 static PyObject *heap_drop(PyObject *self, PyObject *number)
 {
     struct mm_heap *core = heap_open(self);
-    uint32_t root = core != NULL ? heap_root(core, number, MM_ROOT) : 0;
+    uint32_t root = core != NULL ? heap_root(core, number) : 0;
     if (root == 0)
         return NULL;
     mm_drop(core, root);
@@ -146,40 +149,10 @@ static PyObject *heap_drop(PyObject *self, PyObject *number)
 static PyObject *heap_ref(PyObject *self, PyObject *number)
 {
     struct mm_heap *core = heap_open(self);
-    uint32_t root = core != NULL ? heap_root(core, number, MM_ROOT) : 0;
+    uint32_t root = core != NULL ? heap_root(core, number) : 0;
     if (root == 0)
         return NULL;
     return heap_object(self, core->roots[root].offset);
-}
-
-/* _forget(root) -> bytes of data; a container's value dies, at the latest with its last view */
-static PyObject *heap_forget(PyObject *self, PyObject *number)
-{
-    struct mm_heap *core = heap_open(self);
-    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
-    if (root == 0)
-        return NULL;
-    uint64_t nbytes = mm_data_nbytes(mm_header_at(core, core->roots[root].offset));
-    mm_forget(core, root);
-    mm_give_way(core, nbytes);
-    return PyLong_FromUnsignedLongLong(nbytes);
-}
-
-/* _view(root) -> a read-only memoryview of the value, in its dtype and shape */
-static PyObject *heap_view(PyObject *self, PyObject *number)
-{
-    struct mm_heap *core = heap_open(self);
-    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
-    if (root == 0)
-        return NULL;
-    bool plain = mm_header_at(core, core->roots[root].offset)->dtype == 0;
-    core->roots[root].holders++;
-    PyObject *lens = ref_make(lens_type, self, root, false);
-    PyObject *array = lens != NULL && !plain ? ref_array(lens) : Py_XNewRef(lens);
-    PyObject *view = array != NULL ? PyMemoryView_FromObject(array) : NULL;
-    Py_XDECREF(array);
-    Py_XDECREF(lens);
-    return view;
 }
 
 /* --- weak references -------------------------------------------------------------------------- */
@@ -268,6 +241,14 @@ static PyObject *heap_allow(PyObject *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
+/* _index_nbytes() -> bytes of the tables of containers */
+static PyObject *heap_index_nbytes(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    const struct mm_heap *core = heap_open(self);
+    return core != NULL ? PyLong_FromUnsignedLongLong(mm_index_nbytes(core)) : NULL;
+}
+
 /* _dtypes() -> those of arrays in it, by number - 1 */
 static PyObject *heap_dtypes(PyObject *self, PyObject *unused)
 {
@@ -283,10 +264,6 @@ static PyMethodDef heap_methods[] = {
     {"_hold", heap_hold, METH_O, NULL},
     {"_drop", heap_drop, METH_O, NULL},
     {"_ref", heap_ref, METH_O, NULL},
-    {"_keep", heap_keep, METH_O, NULL},
-    {"_value", heap_value, METH_O, NULL},
-    {"_view", heap_view, METH_O, NULL},
-    {"_forget", heap_forget, METH_O, NULL},
     {"_weak", heap_weak, METH_O, NULL},
     {"_weak_ref", heap_weak_ref, METH_O, NULL},
     {"_weak_drop", heap_weak_drop, METH_O, NULL},
@@ -300,6 +277,7 @@ static PyMethodDef heap_methods[] = {
     {"_verify", heap_verify, METH_NOARGS, NULL},
     {"_stats", heap_stats, METH_NOARGS, NULL},
     {"_allow", heap_allow, METH_O, NULL},
+    {"_index_nbytes", heap_index_nbytes, METH_NOARGS, NULL},
     {"_dtypes", heap_dtypes, METH_NOARGS, NULL},
     {"_adopt", heap_adopt, METH_VARARGS, NULL},
     {"_blocks", heap_blocks, METH_NOARGS, NULL},

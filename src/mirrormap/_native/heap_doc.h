@@ -44,6 +44,28 @@ DOC record_doc[] =
     "Raises: ClosedError after the heap was closed, and in a forked child; OverflowError for an int that does not fit;\n"
     "    TypeError; ValueError for a Ref of another heap; MemoryError.";
 
+DOC view_doc[] =
+    "view($self, key, /)\n--\n\n"
+    "A read-only memoryview of a value where it lies, in its dtype and shape; a context manager. A use of it.\n\n"
+    "The value keeps its address, and its bytes, until the view is released, also when it is removed meanwhile.\n"
+    "Raises: KeyError; ClosedError; MemoryError.";
+
+DOC get_doc[] =
+    "get($self, key, default=None)\n--\n\n"
+    "A copy of the value of a key, or the default.";
+
+DOC pop_doc[] =
+    "pop($self, key, default=...)\n--\n\n"
+    "Remove a key. Returns: a copy of its value, or the default. Raises: KeyError where none is given.";
+
+DOC popitem_doc[] =
+    "popitem($self)\n--\n\n"
+    "Remove the first key. Returns: it, and a copy of its value. Raises: KeyError: there is none.";
+
+DOC clear_doc[] =
+    "clear($self)\n--\n\n"
+    "Remove all keys that are there now.";
+
 DOC frozen_ref_doc[] =
     "One object of a Frozen image, read-only. memoryview(ref), ref.array and np.asarray(ref) show it where it lies,\n"
     "bytes(ref) copies it, ref[i] is what reference number i leads to, or None. Equal where the object is the same.\n\n"

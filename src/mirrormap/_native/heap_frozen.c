@@ -60,7 +60,7 @@ PyObject *heap_freeze(PyObject *self, PyObject *args)
     if (roots == NULL)
         return PyErr_NoMemory();
     for (size_t at = 0; at < count; at++) {
-        uint32_t root = heap_root(core, PyList_GetItem(numbers, (Py_ssize_t)at), MM_ROOT);
+        uint32_t root = heap_root(core, PyList_GetItem(numbers, (Py_ssize_t)at));
         if (root == 0) {
             PyMem_Free(roots);
             return NULL;

@@ -1,20 +1,10 @@
-/* Bringing bytes and arrays into the heap, and copies of them out again. */
+/* Bringing bytes and arrays into the heap. */
 #define _GNU_SOURCE
-#include "heap_types.h"
-
-#include "numpy.h"
+#include "heap_put.h"
 
 #include <string.h>
 
-/* What is to be put: a buffer, or a C-contiguous array. */
-struct source {
-    Py_buffer buffer;
-    PyArrayObject *array;      /* or NULL */
-    const void *data;
-    struct mm_shape shape;
-};
-
-static void source_done(struct source *source)
+void source_done(struct source *source)
 {
     if (source->array != NULL)
         Py_DECREF(source->array);
@@ -67,7 +57,7 @@ static bool source_array(HeapBase *heap, PyObject *data, struct source *source)
     return true;
 }
 
-static bool source_open(HeapBase *heap, PyObject *data, struct source *source)
+bool source_open(HeapBase *heap, PyObject *data, struct source *source)
 {
     *source = (struct source){.array = NULL};
     if (PyArray_Check(data))
@@ -117,7 +107,7 @@ uint64_t heap_make(PyObject *self, bool owned, const struct mm_shape *shape)
     return offset != 0 ? offset : no_room(core, shape->nbytes, error);
 }
 
-static void fill(struct mm_heap *core, uint64_t offset, const struct source *source)
+void source_fill(struct mm_heap *core, uint64_t offset, const struct source *source)
 {
     struct mm_object *header = mm_header_at(core, offset);
     if (source->shape.nbytes != 0)
@@ -142,7 +132,7 @@ PyObject *heap_put(PyObject *self, PyObject *data)
     struct mm_heap *core = heap_open(self);
     uint64_t offset = core != NULL ? heap_make(self, false, &source.shape) : 0;
     if (offset != 0)
-        fill(core, offset, &source);
+        source_fill(core, offset, &source);
     /* held before anybody else may run */
     PyObject *ref = offset != 0 ? held(self, core, offset) : NULL;
     source_done(&source);
@@ -168,51 +158,4 @@ PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names)
         return NULL;
     memset(mm_header_at(core, offset) + 1, 0, (size_t)nbytes);
     return held(self, core, offset);
-}
-
-/* _keep(data) -> the root of a value that the caller owns from now on */
-PyObject *heap_keep(PyObject *self, PyObject *data)
-{
-    struct source source;
-    if (heap_open(self) == NULL || !source_open(heap_of(self), data, &source))
-        return NULL;
-    struct mm_heap *core = heap_open(self);
-    uint64_t offset = core != NULL ? heap_make(self, true, &source.shape) : 0;
-    uint32_t root = 0;
-    if (offset != 0) {
-        fill(core, offset, &source);
-        root = mm_keep(core, offset);
-        if (root == 0) {
-            mm_release(core, offset);
-            PyErr_NoMemory();
-        } else {
-            mm_pace(core, 4 * source.shape.nbytes + MM_BLOCK / 64);
-        }
-    }
-    source_done(&source);
-    return root != 0 ? PyLong_FromUnsignedLong(root) : NULL;
-}
-
-/* _value(root) -> a copy: bytes, or an ndarray */
-PyObject *heap_value(PyObject *self, PyObject *number)
-{
-    struct mm_heap *core = heap_open(self);
-    uint32_t root = core != NULL ? heap_root(core, number, MM_VALUE) : 0;
-    if (root == 0)
-        return NULL;
-    Py_ssize_t nbytes;
-    uint64_t offset = core->roots[root].offset;
-    const unsigned char *data = heap_data(core, offset, &nbytes);
-    const struct mm_object *header = mm_header_at(core, offset);
-    if (header->dtype == 0)
-        return PyBytes_FromStringAndSize((const char *)data, nbytes);
-    PyObject *descr = PyList_GetItem(heap_of(self)->dtypes, header->dtype - 1);
-    npy_intp dims[NPY_MAXDIMS];
-    memcpy(dims, (const unsigned char *)header + mm_shape_at(header), 8u * header->ndim);
-    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(descr), header->ndim, dims, NULL,
-                                           NULL, 0, NULL);
-    /* making it may have run a collection of Python's, and destructors that let the heap move things */
-    if (array != NULL)
-        memcpy(PyArray_DATA((PyArrayObject *)array), heap_data(core, core->roots[root].offset, &nbytes), (size_t)nbytes);
-    return array;
 }

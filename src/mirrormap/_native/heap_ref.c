@@ -15,11 +15,19 @@ static Ref *ref_of(PyObject *object)
     return (Ref *)object;
 }
 
+static void let_go(struct mm_heap *core, uint32_t root)
+{
+    if (core->roots[root].kind == MM_VALUE)
+        mm_show_no_more(core, root);
+    else
+        mm_drop(core, root);
+}
+
 PyObject *ref_make(PyTypeObject *type, PyObject *heap, uint32_t root, bool writable)
 {
     Ref *ref = PyObject_New(Ref, type);
     if (ref == NULL) {
-        mm_drop(&heap_of(heap)->core, root);
+        let_go(&heap_of(heap)->core, root);
         return NULL;
     }
     ref->heap = Py_NewRef(heap);
@@ -64,13 +72,8 @@ void ref_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     Ref *ref = ref_of(self);
-    if (heap_is_ours(ref->heap)) {
-        struct mm_heap *core = core_of(ref);
-        if (core->roots[ref->root].kind == MM_VALUE)
-            mm_forget(core, ref->root);
-        else
-            mm_drop(core, ref->root);
-    }
+    if (heap_is_ours(ref->heap))
+        let_go(core_of(ref), ref->root);
     Py_DECREF(ref->heap);
     PyObject_Free(self);
     Py_DECREF(type);

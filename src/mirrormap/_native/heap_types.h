@@ -15,6 +15,7 @@ typedef struct {
     PyObject *failure;         /* or (exception, text): the collector's thread died */
     PyObject *layouts, *types; /* lists by number: what records are made of, and their classes */
     long process;
+    uint32_t life;             /* how often it was closed */
 } HeapBase;
 
 /* A holder of a root. A Ref's object is the collector's, a Lens may also look at a container's value. */
@@ -45,7 +46,7 @@ PyObject *ref_array(PyObject *exporter);
 unsigned char *heap_data(const struct mm_heap *core, uint64_t offset, Py_ssize_t *nbytes);
 
 /* The root that a number from Python names; 0: an exception is set. */
-uint32_t heap_root(struct mm_heap *core, PyObject *number, enum mm_root_kind kind);
+uint32_t heap_root(struct mm_heap *core, PyObject *number);
 
 /* heap_collect.c */
 PyObject *heap_pace(PyObject *self, PyObject *args);
@@ -69,7 +70,9 @@ PyObject *heap_freeze(PyObject *self, PyObject *args);
 uint64_t heap_make(PyObject *self, bool owned, const struct mm_shape *shape);
 PyObject *heap_put(PyObject *self, PyObject *data);
 PyObject *heap_new(PyObject *self, PyObject *args, PyObject *names);
-PyObject *heap_keep(PyObject *self, PyObject *data);
-PyObject *heap_value(PyObject *self, PyObject *root);
+
+/* heap_key.c: what containers still hold of a heap that is being closed: Python's objects among their keys. */
+struct mm_index heap_take_keys(HeapBase *heap);
+void heap_drop_keys(struct mm_index *index);
 
 #endif

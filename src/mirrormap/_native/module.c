@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "channel.h"
 #include "guard.h"
+#include "heap_container.h"
 #include "heap_record.h"
 #include "ring.h"
 
@@ -41,12 +42,17 @@ static int exec_core(PyObject *module)
     if (add_type(module, "HeapBase", &heap_spec, NULL, &heap_type) < 0
         || add_type(module, "Ref", &ref_spec, NULL, &ref_type) < 0
         || add_type(module, "Lens", &lens_spec, NULL, &lens_type) < 0
+        || add_type(module, "Container", &container_spec, NULL, NULL) < 0
         || add_type(module, "Layout", &layout_spec, NULL, &layout_type) < 0
         || add_type(module, "Field", &field_spec, NULL, &field_type) < 0
         || add_type(module, "Record", &record_spec, NULL, &record_type) < 0
         || add_type(module, "FrozenBase", &image_spec, NULL, &image_type) < 0
         || add_type(module, "FrozenRef", &frozen_ref_spec, NULL, &frozen_ref_type) < 0
         || add_type(module, "FrozenRecord", &frozen_record_spec, NULL, &frozen_record_type) < 0 || record_setup() < 0)
+        return -1;
+    guard_type(&round_spec);
+    round_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &round_spec, NULL);
+    if (round_type == NULL)
         return -1;
     guard_type(&pin_spec);
     pin_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pin_spec, NULL); /* nobody makes one by name */

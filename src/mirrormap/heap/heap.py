@@ -49,7 +49,7 @@ class Heap(HeapBase, Closing):
         max_bytes: of pages it may hold at once, 1 MiB to 1 TiB; 256 KiB of them are set aside for
             moving objects. Eight times as many addresses are reserved, which cost nothing.
         target: how many bytes may be held for each live one, at least 1.02. Moving objects more
-            often is what a lower one costs.
+            often is what a lower one costs. For values of containers, what finds them is counted too.
         collector: who collects objects held by Refs. "manual": `collect()` and `step()`, and a full heap.
             "incremental": allocation too, in steps of at most 0.15 ms, from when so much has lost its
             last Ref or root that `target` may be broken. "background": a thread as well, which needs no
@@ -218,7 +218,12 @@ class Heap(HeapBase, Closing):
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
         return HeapStats(
-            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, arrays=self._array_nbytes()
+            *told[:-1],
+            PHASES[told[-1]],
+            self._mapping.resident,
+            pauses,
+            arrays=self._array_nbytes(),
+            index_nbytes=self._index_nbytes(),
         )
 
     def verify(self) -> Census:

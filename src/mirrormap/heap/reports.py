@@ -44,6 +44,7 @@ class HeapStats(NamedTuple):
             thread in the "background", and a "full" heap, which is collected in one go. What moving a
             container's values costs its operations is not counted.
         arrays: bytes of elements of growing arrays, which `committed` does not count.
+        index_nbytes: of ordinary memory in which containers find their values.
     """
 
     live: int
@@ -60,6 +61,7 @@ class HeapStats(NamedTuple):
     resident: int
     pauses: dict[str, Pauses]
     arrays: int
+    index_nbytes: int
 
 
 class Census(NamedTuple):

@@ -1,7 +1,27 @@
-"""What the extension has for records and images of a heap."""
+"""What the extension has for containers, records and images of a heap."""
 
 from __future__ import annotations
 
-from mirrormap._core import FrozenBase, FrozenRecord, FrozenRef, HeapBase, Layout, Record, Ref, record_class
+from mirrormap._core import (
+    Container,
+    FrozenBase,
+    FrozenRecord,
+    FrozenRef,
+    HeapBase,
+    Layout,
+    Record,
+    Ref,
+    record_class,
+)
 
-__all__ = ["FrozenBase", "FrozenRecord", "FrozenRef", "HeapBase", "Layout", "Record", "Ref", "record_class"]
+__all__ = [
+    "Container",
+    "FrozenBase",
+    "FrozenRecord",
+    "FrozenRef",
+    "HeapBase",
+    "Layout",
+    "Record",
+    "Ref",
+    "record_class",
+]

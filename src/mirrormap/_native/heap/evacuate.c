@@ -6,6 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum {
+    LEAST_TARGET = 1030,               /* of values' pages alone, in thousandths of what lives */
+    /* what comes to a value's bytes: its entry, two heads of chains, its header, and what rounding adds */
+    BESIDE_EACH = sizeof(struct mm_entry) + 8 + sizeof(struct mm_object) + MM_GRANULE / 2,
+};
+
 static void account(struct mm_heap *heap, struct mm_block *from, uint64_t nbytes)
 {
     from->live -= (uint32_t)nbytes;
@@ -25,8 +31,7 @@ static uint64_t move(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
     if (to == 0)
         return 0;
     memcpy(heap->base + to, header, nbytes);
-    if (header->root != 0)
-        heap->roots[header->root].offset = to;
+    mm_tell(heap, header, to);
     block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
     account(heap, block, nbytes);
     return to;
@@ -91,7 +96,7 @@ static void stay(struct mm_heap *heap, uint32_t index)
 
 static void close_open(struct mm_heap *heap, struct mm_lane *lane)
 {
-    for (int which = 0; which < 2; which++) {
+    for (int which = 0; which < MM_OPEN; which++) {
         uint32_t index = lane->open[which];
         const struct mm_block *block = &heap->blocks[index];
         /* one without garbage goes on being filled */
@@ -215,11 +220,35 @@ bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
 
 /* --- values that containers own ------------------------------------------------------------- */
 
+/* The target is for all memory that values take, with what stands beside their bytes; where that is much, as for
+ * small values, moving could not make up for all of it. */
+static bool values_hold_too_much(const struct mm_heap *heap)
+{
+    const struct mm_lane *lane = &heap->lanes[0];
+    uint64_t beside = heap->index.used * (uint64_t)BESIDE_EACH + lane->held / MM_BLOCK * MM_BITMAP * 8;
+    uint64_t most = heap->target > LEAST_TARGET ? lane->live * (heap->target - LEAST_TARGET) / 1000 : 0;
+    uint64_t held = lane->held + (beside < most ? beside : most);
+    return held * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
+}
+
+/* Blocks that are still being filled, and hold mostly what was removed since, are worth moving too. */
+static void close_wasteful(struct mm_heap *heap)
+{
+    for (int which = 0; which < MM_OPEN; which++) {
+        uint32_t index = heap->lanes[0].open[which];
+        const struct mm_block *block = &heap->blocks[index];
+        if (index != 0 && block->used > MM_BLOCK / 8 && block->live * 2ull < block->used)
+            mm_close_block(heap, index);
+    }
+}
+
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
 {
     struct mm_lane *lane = &heap->lanes[0];
     uint64_t moved = 0;
-    while (moved < most && holds_too_much(heap, lane)) {
+    if (values_hold_too_much(heap))
+        close_wasteful(heap);
+    while (moved < most && values_hold_too_much(heap)) {
         uint32_t index = emptiest(lane);
         if (index == 0)
             break;

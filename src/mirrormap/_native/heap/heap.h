@@ -22,6 +22,7 @@
 
 #include "../sys.h"
 #include "cycle.h"
+#include "index.h"
 
 enum {
     MM_GRANULE = 16,                   /* objects begin at multiples of it */
@@ -30,21 +31,21 @@ enum {
     MM_BITMAP = MM_BLOCK / MM_GRANULE / 64,  /* words of a bitmap with one bit a granule */
     MM_LARGE = 1 << 16,                /* what takes more has a run of its own */
     MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
-    MM_POOL = 64,                      /* free blocks may keep pages, one of so many that are held */
+    MM_POOL = 256,                     /* free blocks may keep pages, one of so many that are held */
     MM_SLICE = 1 << 20,                /* bytes of a run given back in one call */
     MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
     MM_FULL = 62,                      /* a block from this bucket on is not worth moving */
 };
 
 enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
-enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
+enum { MM_LANES = 3, MM_OPEN = 4 };    /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
  *
  * A record has the first two words only, and its data begin where the third would be: `word` is then
  *   MM_RECORD | number of its type << 20 | words of 8 bytes of data << 10 | references */
 struct mm_object {
-    uint32_t root;                     /* its root slot, or 0 */
+    uint32_t root;                     /* its root slot, or 0; MM_ENTRY | number of a container's entry */
     uint32_t word;                     /* references, below MM_RECORD; or what a record is */
     uint32_t low;                      /* bytes of data, the low 32 bits */
     uint16_t dtype;                    /* 0: plain bytes; else the owner's number for a dtype */
@@ -54,6 +55,7 @@ struct mm_object {
 
 enum { MM_RECORD_HEADER = 8, MM_MOST_TYPES = 1 << 11, MM_MOST_WORDS = (1 << 10) - 1 };
 #define MM_RECORD 0x80000000u
+#define MM_ENTRY 0x80000000u
 
 /* What an object is made of. */
 struct mm_shape {
@@ -90,7 +92,8 @@ struct mm_block {
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
 struct mm_lane {
-    uint32_t open[2];                  /* filled by allocation, and by evacuation; 0: none */
+    uint32_t open[MM_OPEN];            /* filled by allocation, and by evacuation, and with what little fits at
+                                          the end of one that was; 0: none */
     uint32_t buckets[MM_BUCKETS];      /* closed blocks without pins */
     uint64_t held, live;               /* bytes */
     uint64_t promised;                 /* of what is held, freed when those that are leaving have gone */
@@ -98,13 +101,14 @@ struct mm_lane {
 
 enum mm_root_kind { MM_UNUSED, MM_ROOT, MM_VALUE };
 
-/* A way in from outside. A ROOT lives while it has holders; a container's VALUE until it is dropped
- * and nobody looks at it any more. */
+/* A way in from outside. A ROOT lives while it has holders. A VALUE of a container has one while somebody
+ * looks at it; it dies when nobody does any more, if its container has let go of it by then. */
 struct mm_root {
     uint64_t offset;                   /* UNUSED: the next free one */
     uint32_t holders;
     uint32_t exports;
     uint32_t kind;
+    uint32_t entry;                    /* VALUE: its container's, or 0 */
 };
 
 struct mm_heap {
@@ -117,6 +121,8 @@ struct mm_heap {
     unsigned target;                   /* held per live bytes, in thousandths */
     struct mm_block *blocks;
     uint32_t count, hint;              /* blocks; none below `hint` is free */
+    unsigned char *bitmaps;            /* `starts` of OWNED blocks, and how many bytes are accessible */
+    size_t bitmaps_nbytes;
     uint64_t *taken;                   /* a bit a block that is not FREE, or in the pool */
     uint32_t pool, pooled;             /* free blocks that hold pages */
     struct mm_lane lanes[MM_LANES];
@@ -125,6 +131,7 @@ struct mm_heap {
     uint32_t exports;
     struct mm_root *roots;
     uint32_t root_count, root_free;
+    struct mm_index index;             /* values of containers */
     uint64_t *weak;                    /* offset of what is pointed at; 0: dead; odd: a free slot */
     uint32_t weak_count, weak_free;
     uint32_t leaving, leaving_last;    /* blocks on their way out, the emptiest first */
@@ -256,6 +263,12 @@ uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block)
 /* The pages that hold [start, end) of a block. */
 uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
 
+/* bitmaps.c, for OWNED blocks: 0 or an errno; NULL: no memory. */
+int mm_bitmaps_open(struct mm_heap *heap);
+void mm_bitmaps_close(struct mm_heap *heap);
+uint64_t *mm_bitmap_take(struct mm_heap *heap, uint32_t index);   /* all zero */
+void mm_bitmap_free(struct mm_heap *heap, uint32_t index);
+
 /* lanes.c: blocks by how full they are, and the objects in them. */
 void mm_link(struct mm_heap *heap, uint32_t index);
 void mm_unlink(struct mm_heap *heap, uint32_t index);
@@ -274,9 +287,15 @@ void mm_release(struct mm_heap *heap, uint64_t offset);
 /* The root of an object, made if it has none, with one holder more; 0: no memory. */
 uint32_t mm_hold(struct mm_heap *heap, uint64_t offset);
 void mm_drop(struct mm_heap *heap, uint32_t root);
-/* A container's value: one root, never shared. */
-uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
-void mm_forget(struct mm_heap *heap, uint32_t root);
+/* The root of an entry's value, with one who looks at it more; 0: no memory. */
+uint32_t mm_show(struct mm_heap *heap, uint32_t entry);
+void mm_show_no_more(struct mm_heap *heap, uint32_t root);
+/* A container has let go of a value. */
+void mm_disown(struct mm_heap *heap, uint64_t offset);
+/* What holds an object learns where it lies now. */
+void mm_tell(struct mm_heap *heap, const struct mm_object *header, uint64_t to);
+/* The value at an offset belongs to this entry. */
+void mm_own(struct mm_heap *heap, uint64_t offset, uint32_t entry);
 void mm_pin(struct mm_heap *heap, uint32_t root);
 void mm_unpin(struct mm_heap *heap, uint32_t root);
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);
@@ -332,8 +351,8 @@ void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 /* pacing.c */
 /* So many bytes lost a holder, and may be garbage. */
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
-/* A container's value of so many bytes was removed: the others close up. */
-void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
+/* Containers' values were removed or replaced: move at most so many bytes of others, and wake who helps. */
+void mm_give_way(struct mm_heap *heap, uint64_t most);
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */

@@ -62,7 +62,7 @@ void mm_close_block(struct mm_heap *heap, uint32_t index)
 {
     struct mm_block *block = &heap->blocks[index];
     struct mm_lane *lane = lane_of(heap, block);
-    for (int which = 0; which < 2; which++)
+    for (int which = 0; which < MM_OPEN; which++)
         if (lane->open[which] == index)
             lane->open[which] = 0;
     block->open = false;
@@ -73,21 +73,42 @@ void mm_close_block(struct mm_heap *heap, uint32_t index)
         mm_link(heap, index);
 }
 
+static uint32_t room_in(const struct mm_heap *heap, uint32_t index)
+{
+    return index != 0 ? MM_BLOCK - heap->blocks[index].used : 0;
+}
+
+/* A block with so much room, or 0. What a full one has left at its end waits for smaller objects: closing it
+ * would give back pages that are then needed elsewhere. */
+static uint32_t open_block(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes)
+{
+    struct mm_lane *lane = &heap->lanes[kind - MM_OWNED];
+    uint32_t index = lane->open[evacuating], rest = lane->open[2 + evacuating];
+    if (room_in(heap, rest) >= nbytes)
+        return rest;
+    if (room_in(heap, index) >= nbytes)
+        return index;
+    uint32_t fresh = mm_take_block(heap, kind);
+    if (fresh == 0)
+        return 0;
+    bool less = room_in(heap, index) <= room_in(heap, rest);
+    uint32_t full = less ? index : rest;
+    lane->open[2 + evacuating] = less ? rest : index;
+    lane->open[evacuating] = fresh;
+    heap->blocks[fresh].open = true;
+    if (full != 0)
+        mm_close_block(heap, full);
+    return fresh;
+}
+
 uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error)
 {
     struct mm_lane *lane = &heap->lanes[kind - MM_OWNED];
-    uint32_t index = lane->open[evacuating];
+    uint32_t index = open_block(heap, kind, evacuating, nbytes);
     uint64_t reserve = evacuating ? 0 : MM_BLOCK;
     *error = ENOMEM;
-    if (index == 0 || heap->blocks[index].used + nbytes > MM_BLOCK) {
-        uint32_t fresh = mm_take_block(heap, kind);
-        if (fresh == 0)
-            return 0;
-        if (index != 0)
-            mm_close_block(heap, index);
-        lane->open[evacuating] = index = fresh;
-        heap->blocks[index].open = true;
-    }
+    if (index == 0)
+        return 0;
     struct mm_block *block = &heap->blocks[index];
     *error = mm_commit_pages(heap, index, block->used + (uint32_t)nbytes, reserve);
     if (*error != 0)
@@ -142,8 +163,10 @@ void mm_release(struct mm_heap *heap, uint64_t offset)
     uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
     if (block->kind == MM_RUN) {
         heap->runs_live -= nbytes;
+        /* one block takes less than waking somebody who would hold up the next operation */
+        bool now = heap->pacing.mode == MM_MANUAL || (heap->dying == 0 && block->span == 1);
         mm_free_run(heap, index);
-        if (heap->pacing.mode == MM_MANUAL)
+        if (now)
             mm_reap(heap, &(struct mm_budget){.deadline = INT64_MAX});
         else
             mm_ring(heap);

@@ -7,7 +7,7 @@ enum {
     LEAST_STEP_NS = 40000,             /* what allocation owes is paid in no smaller steps */
     LONGEST_STEP_NS = 150000,
     PATIENCE_NS = 100000000,           /* until a thread collects what little has died */
-    TOO_FAR = 50,                      /* thousandths above the target */
+    TOO_FAR = 20,                      /* thousandths above the target */
     WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
 };
 
@@ -67,13 +67,12 @@ static int64_t spare(const struct mm_heap *heap)
     return ((int64_t)heap->pooled << MM_BLOCK_SHIFT) - (int64_t)(heap->committed / MM_POOL);
 }
 
-void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
+void mm_give_way(struct mm_heap *heap, uint64_t most)
 {
     const struct mm_lane *lane = &heap->lanes[0];
-    uint64_t most = 4 * nbytes + MM_BLOCK / 64;
     bool more = mm_pace(heap, most) >= most;
     /* removing one value after the other outruns that: a thread helps */
-    more = more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_BLOCK * 1000ull;
+    more = more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_AHEAD * 1000ull;
     if (more || spare(heap) > MM_BLOCK)
         mm_ring(heap);
 }

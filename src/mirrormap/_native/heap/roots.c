@@ -57,29 +57,69 @@ void mm_drop(struct mm_heap *heap, uint32_t root)
     free_root(heap, root);
 }
 
-uint32_t mm_keep(struct mm_heap *heap, uint64_t offset)
+uint32_t mm_show(struct mm_heap *heap, uint32_t entry)
 {
-    uint32_t root = new_root(heap, offset, MM_VALUE);
-    if (root != 0)
-        heap->roots[root].holders = 1;
+    uint64_t offset = mm_entries(&heap->index)[entry].offset;
+    uint32_t root = mm_header_at(heap, offset)->root;
+    if ((root & MM_ENTRY) != 0) {
+        root = new_root(heap, offset, MM_VALUE);
+        if (root == 0)
+            return 0;
+        heap->roots[root].entry = entry;
+    }
+    heap->roots[root].holders++;
     return root;
 }
 
-/* A value lies there until its container let go of it and the last view is gone. */
 static void release_value(struct mm_heap *heap, uint32_t root)
 {
     struct mm_root *slot = &heap->roots[root];
     if (slot->holders != 0 || slot->exports != 0)
         return;
     uint64_t offset = slot->offset;
+    uint32_t entry = slot->entry;
     free_root(heap, root);
-    mm_release(heap, offset);
+    if (entry != 0)
+        mm_own(heap, offset, entry);
+    else
+        mm_release(heap, offset);
 }
 
-void mm_forget(struct mm_heap *heap, uint32_t root)
+void mm_show_no_more(struct mm_heap *heap, uint32_t root)
 {
     heap->roots[root].holders--;
     release_value(heap, root);
+}
+
+void mm_disown(struct mm_heap *heap, uint64_t offset)
+{
+    uint32_t root = mm_header_at(heap, offset)->root;
+    if ((root & MM_ENTRY) == 0)
+        heap->roots[root].entry = 0;   /* it goes with the last view */
+    else
+        mm_release(heap, offset);
+}
+
+void mm_own(struct mm_heap *heap, uint64_t offset, uint32_t entry)
+{
+    struct mm_object *header = mm_header_at(heap, offset);
+    if (header->root == 0 || (header->root & MM_ENTRY) != 0)
+        header->root = entry | MM_ENTRY;
+    else
+        heap->roots[header->root].entry = entry;
+}
+
+void mm_tell(struct mm_heap *heap, const struct mm_object *header, uint64_t to)
+{
+    uint32_t root = header->root, entry = root & ~MM_ENTRY;
+    if (root == 0)
+        return;
+    if ((root & MM_ENTRY) == 0) {
+        heap->roots[root].offset = to;
+        entry = heap->roots[root].entry;
+    }
+    if (entry != 0)
+        mm_entries(&heap->index)[entry].offset = to;
 }
 
 void mm_pin(struct mm_heap *heap, uint32_t root)

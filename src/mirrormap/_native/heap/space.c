@@ -57,7 +57,8 @@ int mm_heap_open(struct mm_heap *heap)
     heap->roots = calloc(64, sizeof *heap->roots);
     heap->weak = calloc(16, sizeof *heap->weak);
     heap->marking.top = calloc(1, sizeof *heap->marking.top);
-    if (heap->blocks == NULL || heap->taken == NULL || heap->roots == NULL || heap->weak == NULL || heap->marking.top == NULL) {
+    if (heap->blocks == NULL || heap->taken == NULL || heap->roots == NULL || heap->weak == NULL || heap->marking.top == NULL
+        || mm_bitmaps_open(heap) != 0) {
         mm_heap_close(heap);
         return ENOMEM;
     }
@@ -76,7 +77,8 @@ void mm_heap_close(struct mm_heap *heap)
     for (uint32_t index = 0; heap->blocks != NULL && index < heap->count; index += 64) {
         for (uint64_t left = heap->taken != NULL ? heap->taken[index / 64] : 0; left != 0; left &= left - 1) {
             struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
-            free(block->starts);
+            if (block->kind != MM_OWNED)
+                free(block->starts);
             free(block->marks);
             free(block->forward);
         }
@@ -87,10 +89,12 @@ void mm_heap_close(struct mm_heap *heap)
         chunk = below;
     }
     free(heap->marking.spare);
+    mm_bitmaps_close(heap);
     free(heap->blocks);
     free(heap->taken);
     free(heap->roots);
     free(heap->weak);
+    mm_index_close(heap);
     *heap = (struct mm_heap){0};
 }
 
@@ -215,7 +219,10 @@ static void retire(struct mm_heap *heap, uint32_t index, bool keep)
     uint64_t held = block->held, nbytes = mm_block_held(heap, block);
     if (mm_is_lane(block))
         heap->lanes[block->kind - MM_OWNED].held -= nbytes;
-    free(block->starts);
+    if (block->kind == MM_OWNED)
+        mm_bitmap_free(heap, index);
+    else
+        free(block->starts);
     free(block->marks);
     *block = (struct mm_block){.held = held};
     if (held != 0)
@@ -250,16 +257,22 @@ void mm_drain(struct mm_heap *heap)
 
 uint32_t mm_take_block(struct mm_heap *heap, enum mm_kind kind)
 {
-    uint64_t *starts = calloc(MM_BITMAP, sizeof *starts);
-    uint64_t *marks = kind == MM_OWNED ? NULL : calloc(MM_BITMAP, sizeof *marks);
-    uint32_t index = 0;
-    if (starts != NULL && (marks != NULL || kind == MM_OWNED))
-        index = heap->pool != 0 ? from_pool(heap) : find_free(heap, 1);
-    if (index == 0) {
-        free(starts);
+    uint64_t *marks = NULL, *starts = NULL;
+    uint32_t index = heap->pool != 0 ? heap->pool : find_free(heap, 1);
+    if (index != 0 && kind == MM_OWNED) {
+        starts = mm_bitmap_take(heap, index);
+    } else if (index != 0) {
+        starts = calloc(MM_BITMAP, sizeof *starts);
+        marks = calloc(MM_BITMAP, sizeof *marks);
+    }
+    if (starts == NULL || (marks == NULL && kind != MM_OWNED)) {
         free(marks);
+        if (kind != MM_OWNED)
+            free(starts);
         return 0;
     }
+    if (index == heap->pool)
+        from_pool(heap);
     struct mm_block *block = &heap->blocks[index];
     uint64_t held = block->held;
     *block = (struct mm_block){.starts = starts, .marks = marks, .held = held, .kind = (uint8_t)kind};

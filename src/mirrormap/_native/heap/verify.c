@@ -39,7 +39,10 @@ static const char *check_object(const struct mm_heap *heap, uint64_t offset)
         if ((header->word != 0) != (block->kind == MM_OBJECTS) && block->kind != MM_OWNED)
             return "an object lies among others of another kind";
     }
-    if (header->root >= heap->root_count || (header->root != 0 && heap->roots[header->root].offset != offset))
+    uint32_t root = header->root, entry = root & ~MM_ENTRY;
+    if ((root & MM_ENTRY) != 0 && (entry >= heap->index.used || mm_entries(&heap->index)[entry].offset != offset))
+        return "an object names an entry that is not its own";
+    if ((root & MM_ENTRY) == 0 && (root >= heap->root_count || (root != 0 && heap->roots[root].offset != offset)))
         return "an object names a root that is not its own";
     return NULL;
 }
@@ -139,6 +142,49 @@ static const char *check_roots(struct walk *walk)
     return wrong;
 }
 
+/* A container's entries by hash and by age, and what it counts of them. */
+static const char *check_owner(struct walk *walk, const struct mm_owner *owner)
+{
+    const struct mm_entry *entries = mm_entries(&walk->heap->index);
+    uint64_t nbytes = 0;
+    uint32_t count = 0, chained = 0, before = 0;
+    for (uint32_t entry = owner->oldest; entry != 0; before = entry, entry = entries[entry].next) {
+        const struct mm_entry *it = &entries[entry];
+        const char *wrong = visit(walk, it->offset);
+        if (wrong != NULL)
+            return wrong;
+        const struct mm_object *header = mm_header_at(walk->heap, it->offset);
+        if (header->root != (entry | MM_ENTRY) && ((header->root & MM_ENTRY) != 0 || walk->heap->roots[header->root].entry != entry))
+            return "a value does not know its entry";
+        if (it->kind == MM_HOLE || it->owner != owner->number || it->previous != before || count++ > walk->heap->index.used)
+            return "the entries of a container are in no order";
+        uint32_t link = mm_first_of(owner, it->hash);
+        while (link != 0 && link != entry)
+            link = entries[link].chain;
+        chained += link != 0;
+        nbytes += mm_data_nbytes(header);
+    }
+    if (before != owner->youngest || count != owner->count || chained != count || nbytes != owner->nbytes)
+        return "the entries of a container were miscounted";
+    return NULL;
+}
+
+static const char *check_containers(struct walk *walk)
+{
+    const struct mm_index *index = &walk->heap->index;
+    const char *wrong = NULL;
+    uint32_t count = 0;
+    for (uint32_t number = 1; wrong == NULL && number < index->owner_count; number++) {
+        if (((uintptr_t)index->owners[number] & 1) != 0)
+            continue;
+        wrong = check_owner(walk, index->owners[number]);
+        count += index->owners[number]->count;
+    }
+    if (wrong == NULL && index->used != 0 && count + index->holes + 1 != index->used)
+        wrong = "entries were lost";
+    return wrong;
+}
+
 /* One block's own books. */
 static const char *check_block(const struct mm_heap *heap, const struct mm_block *block, const uint64_t *seen)
 {
@@ -201,6 +247,8 @@ const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *
     *census = (struct mm_census){0};
     struct walk walk = {.heap = heap, .seen = calloc(heap->count, sizeof *walk.seen), .census = census};
     const char *wrong = walk.seen == NULL ? no_memory : check_roots(&walk);
+    if (wrong == NULL)
+        wrong = check_containers(&walk);
     if (wrong == NULL)
         wrong = follow(&walk);
     if (wrong == NULL)
