@@ -50,7 +50,7 @@ PyObject *heap_step(PyObject *self, PyObject *number)
     long long ns = PyLong_AsLongLong(number);
     if (core == NULL || PyErr_Occurred())
         return NULL;
-    if (core->phase == MM_IDLE && core->pacing.dropped != 0)
+    if (core->phase == MM_IDLE && mm_lost(core) > 0)
         mm_begin(core);
     return PyBool_FromLong(mm_step(core, MM_BY_STEP, ns));
 }

@@ -62,7 +62,7 @@ void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset)
     if (before != 0) {
         if (mm_is_marking(heap))
             mm_shade(heap, before);    /* the marking may know no other way to it */
-        mm_dropped(heap, MM_UNLINKED);
+        mm_unlinked(heap);
     }
     atomic_store_explicit(slot, offset != 0 ? coloured(heap, offset) : 0, memory_order_relaxed);
 }

@@ -330,8 +330,19 @@ bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns);
 void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 
 /* pacing.c */
+/* What is expected of losses before any marking has shown what they stand for. */
+void mm_expect(struct mm_heap *heap);
+/* Compare what a marking found with that, and expect better the next time. */
+void mm_learn(struct mm_heap *heap);
 /* So many bytes lost a holder, and may be garbage. */
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
+/* A reference was overwritten: what it led to may be garbage. */
+void mm_unlinked(struct mm_heap *heap);
+/* Bytes of garbage that are expected, beyond what a marking that runs will find. */
+static inline double mm_lost(const struct mm_heap *heap)
+{
+    return heap->pacing.lost[MM_HELD] + heap->pacing.lost[MM_LINKS];
+}
 /* A container's value of so many bytes was removed: the others close up. */
 void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
 /* Has so much died that a collection is due? */
