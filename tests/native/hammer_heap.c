@@ -1,9 +1,9 @@
-/* Threads use one heap while another collects it: hammer_heap STEPS
+/* Threads use one heap while another collects it: hammer_heap STEPS [slide]
  *
  * As the library does it: every way into the heap is one step under one lock, and only what a view shows is read outside of it.
  * Each mutator makes objects, links, loads and drops them, owns values, asks weak references, and pins objects to read them
  * without the lock; the collector makes the smallest steps, and the heap is verified now and then. All words of an object but its
- * references follow from the first. Exit status 0 if all held. With UNLOCKED the collector takes no lock, which a sanitizer is to see. */
+ * references follow from the first. With `slide` blocks are compacted in place half of the time. Exit status 0 if all held. With UNLOCKED the collector takes no lock, which a sanitizer is to see. */
 #define _GNU_SOURCE
 #include "heap/heap.h"
 
@@ -19,6 +19,7 @@ enum { MUTATORS = 3, SLOTS = 2500, VIEWS = 2, MOST_WORDS = 700, SPACE = 1 << 28,
 static struct mm_heap heap;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t steps;
+static bool sliding;
 static _Atomic unsigned working = MUTATORS;
 
 struct view {
@@ -235,6 +236,7 @@ static void *collect(void *unused)
 #endif
         if (heap.phase == MM_IDLE)
             mm_begin(&heap);
+        heap.pacing.in_place = sliding && step / 8 % 2 == 0;
         mm_step(&heap, MM_BY_BACKGROUND, step % 3 ? 0 : 10000);
         if (step % 512 == 0)
             verify();
@@ -249,6 +251,7 @@ static void *collect(void *unused)
 int main(int count, char **words)
 {
     steps = count > 1 ? strtoull(words[1], NULL, 10) : 100000;
+    sliding = count > 2 && strcmp(words[2], "slide") == 0;
     int fd = memfd_create("hammer", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, SPACE) != 0)
         fail("no memory object", 0);
@@ -275,9 +278,9 @@ int main(int count, char **words)
         reads += mutators[which].reads;
     verify();
     const struct mm_counters *counters = &heap.counters;
-    printf("%llu collections, %llu objects moved, %llu views\n", (unsigned long long)counters->collections,
-           (unsigned long long)counters->moved, (unsigned long long)reads);
-    if (counters->collections == 0 || counters->moved == 0 || reads == 0)
+    printf("%llu collections, %llu objects moved, %llu slid, %llu views\n", (unsigned long long)counters->collections,
+           (unsigned long long)counters->moved, (unsigned long long)counters->slid, (unsigned long long)reads);
+    if (counters->collections == 0 || counters->moved == 0 || reads == 0 || (sliding && counters->slid == 0))
         fail("nothing was collected, moved or looked at", 0);
     if (heap.exports != 0 || heap.pinned != 0)
         fail("views that nobody has", heap.exports);

@@ -31,8 +31,9 @@ def test_objects_values_and_views_stay_whole_while_another_thread_collects(
     assert done.returncode == 0, done.stderr
 
 
-def test_thread_sanitizer_sees_no_race(tmp_path: Path) -> None:
-    done = run(built(tmp_path, "-fsanitize=thread"), "15000")
+@pytest.mark.parametrize("how", ["evacuate", "slide"])
+def test_thread_sanitizer_sees_no_race(tmp_path: Path, how: str) -> None:
+    done = run(built(tmp_path, "-fsanitize=thread"), "15000", how)
     assert done.returncode == 0, done.stderr
 
 
@@ -42,9 +43,10 @@ def test_thread_sanitizer_sees_a_collector_without_the_lock(tmp_path: Path) -> N
     assert "data race" in done.stderr
 
 
-def test_no_byte_outside_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["evacuate", "slide"])
+def test_no_byte_outside_is_touched(tmp_path: Path, how: str) -> None:
     options = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    done = run(built(tmp_path, *options), "15000")
+    done = run(built(tmp_path, *options), "15000", how)
     assert done.returncode == 0, done.stderr
 
 
@@ -54,8 +56,11 @@ def test_no_byte_outside_is_touched(tmp_path: Path) -> None:
         pytest.param("lanes.c", " || block->pins != 0 || block->linked", " || block->linked", id="pins"),
         pytest.param("barrier.c", "mm_shade(heap, before);", "(void)before;", id="overwritten"),
         pytest.param("mark.c", "            *weak = 0;", "            continue;", id="weak"),
+        pytest.param("slide.c", "heap->roots[root].offset = first + to;", "(void)root;", id="slid roots"),
+        pytest.param("slide.c", "block->forward->moved++;", "block->forward->to[0] = 0;", id="slid"),
+        pytest.param("roots.c", "mm_coloured(heap, offset);", "offset | heap->good;", id="slid weak"),
         pytest.param("evacuate.c", "heap->roots[header->root].offset = to;", "(void)to;", id="roots"),
     ],
 )
 def test_the_hammer_finds_what_is_broken(tmp_path: Path, name: str, sound: str, broken: str) -> None:
-    assert run(built(tmp_path, broken=(name, sound, broken)), "200000").returncode != 0
+    assert run(built(tmp_path, broken=(name, sound, broken)), "200000", "slide").returncode != 0

@@ -74,8 +74,8 @@ class Heap(HeapBase, Closing):
     """
 
     __slots__ = (
-        "__weakref__", "_arrays", "_arrays_lock", "_arrays_most", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target",
-        "_thread",
+        "__weakref__", "_arrays", "_arrays_lock", "_arrays_most", "_mapping", "_max_nbytes",
+        "_names", "_pages", "_records", "_target", "_thread",
     )  # fmt: skip
 
     def __init__(

@@ -11,7 +11,7 @@ enum {
 };
 
 struct mm_counters {
-    uint64_t collections, copied, returned, marked, moved, stayed;
+    uint64_t collections, copied, returned, marked, moved, stayed, slid;
 };
 
 /* The phases of a collection, in their order. */
@@ -56,6 +56,7 @@ struct mm_pacing {
     int64_t cycle_ns, last_ns;         /* spent on this collection, and on the last */
     int64_t ended;                     /* when that was */
     uint64_t stress, since;            /* something happens at every `stress` bytes allocated */
+    bool in_place;                     /* blocks are never emptied: what lives in them slides down */
 };
 
 /* A piece of the stack of marked objects that nobody has looked into. */
