@@ -296,8 +296,12 @@ def retold(provider: Any, image: bytes) -> bytes:
     *_, at, nbytes = HEAD.unpack_from(image)
     text = image[at : at + nbytes]
     for _ in range(provider.ConsumeIntInRange(0, 4)):
-        old = provider.PickValueInList([b"i8", b"u1", b"<f8", b"left", b"top", b"0", b"1", b"2", b"[", b'"', b"S3"])
-        new = provider.PickValueInList([b"O", b"V9", b"-1", b"9" * 19, b"null", b"{}", b"U1", b"key", b"[[]]", b"<i2"])
+        old = provider.PickValueInList(
+            [b"i8", b"u1", b"<f8", b"left", b"top", b"0", b"1", b"2", b"[", b'"', b"S3"]
+        )
+        new = provider.PickValueInList(
+            [b"O", b"V9", b"-1", b"9" * 19, b"null", b"{}", b"U1", b"key", b"[[]]", b"<i2"]
+        )
         text = text.replace(old, new, 1)
     text = text[:nbytes].ljust(nbytes)
     return image[:at] + text + image[at + nbytes :]
