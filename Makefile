@@ -145,6 +145,7 @@ bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stit
 bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CPython's dict of bytes, and plot both over time
 	$(BIN)/python bench/heap.py
 	$(BIN)/python bench/heap_objects.py
+	$(BIN)/python bench/heap_graphs.py
 	$(BIN)/python bench/heap_plot.py
 
 bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers
