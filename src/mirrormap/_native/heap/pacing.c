@@ -12,7 +12,7 @@ enum {
 };
 
 #define BEGIN_AT 0.7                   /* of the headroom */
-#define PAY 2.0
+#define PAY 2.0                        /* collections that a headroom of allocated bytes pays for */
 #define MOST_BETTER 8.0                /* an estimate changes by this factor at once */
 
 /* A byte that nobody in Python holds any more may hang in the graph, so that it becomes less than one; but never nothing, or what
@@ -149,7 +149,7 @@ void mm_pay(struct mm_heap *heap, uint64_t nbytes)
         mm_ring(heap);
         pacing->debt_ns = 0;
     }
-    /* so much that the collection is over before two thirds of the headroom are used up */
+    /* so much that the collection is over before half of the headroom is used up */
     double whole = (double)traced(heap) * 0.7;
     if (whole < (double)pacing->last_ns)
         whole = (double)pacing->last_ns;
