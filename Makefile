@@ -93,7 +93,7 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 
 # tests of models and of programs of their own, which never load the package
-OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_cursor_protocol.py
+OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/unit/test_heap_native.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_cursor_protocol.py
 
 asan sanitize soak: export VIRTUAL_ENV := $(abspath $(ASAN))
 asan sanitize soak: export PATH := $(abspath $(ASAN))/bin:$(PATH)
@@ -145,6 +145,7 @@ bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stit
 bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CPython's dict of bytes, and plot both over time
 	$(BIN)/python bench/heap.py
 	$(BIN)/python bench/heap_objects.py
+	$(BIN)/python bench/heap_graphs.py
 	$(BIN)/python bench/heap_plot.py
 
 bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers

@@ -82,6 +82,23 @@ def step(scene: Scene) -> None:
     scene.heap.verify()
 
 
+def evacuate(scene: Scene) -> None:
+    """Objects that have to leave their blocks, every time."""
+    rng = random.Random(2)
+    fresh = [scene.heap.put(rng.randbytes(rng.randrange(2000))) for _ in range(1200)]
+    held = scene.heap.new(0, 400)
+    for at in range(400):
+        held[at] = fresh[3 * at]
+    expected = [bytes(ref) for ref in fresh[::3]]
+    fresh.clear()
+    scene.heap.collect()
+    scene.heap.verify()
+    for at, data in enumerate(expected):
+        found = held[at]
+        assert found is not None
+        assert bytes(found) == data
+
+
 ACTS: dict[str, Callable[[Scene], Any]] = {
     "put": lambda scene: [scene.heap.put(bytes(30_000)) for _ in range(20)],
     "put large": lambda scene: scene.heap.put(bytes(5 << 20)),
@@ -89,6 +106,7 @@ ACTS: dict[str, Callable[[Scene], Any]] = {
     "disown": disown,
     "collect": lambda scene: scene.heap.collect(),
     "step": step,
+    "evacuate": evacuate,
 }
 
 
@@ -109,3 +127,6 @@ def test_whatever_fails_the_heap_stays_intact(scene: Scene, act: str, error: int
         if not hits:
             break
     assert nth > 1, "nothing was made to fail"
+    if act == "evacuate":
+        slid = scene.heap._slide(False)
+        assert slid if error != errno.EINTR else not slid, "some failed while objects were moved"

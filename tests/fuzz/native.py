@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "src" / "mirrormap" / "_native"
 PROTOCOL = ["cursors.c", "frames.c", "groups.c"]
-TARGETS = {"frames": PROTOCOL, "groups": PROTOCOL, "maps": ["maps.c"]}
+HEAP = ["sys.c", *(f"heap/{path.name}" for path in sorted((NATIVE / "heap").glob("*.c")))]
+TARGETS = {"frames": PROTOCOL, "groups": PROTOCOL, "maps": ["maps.c"], "image": HEAP}
 FLAGS = ["-std=gnu11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 
 

@@ -32,6 +32,7 @@ with atheris.instrument_imports(include=["mirrormap"]):
 
 import numpy as np  # noqa: E402
 from test_channel_damage import used  # noqa: E402
+from test_heap_frozen_damage import HEAD, look, opened, sound  # noqa: E402
 
 from support import MFD_ALLOW_SEALING, PAGE  # noqa: E402
 
@@ -279,9 +280,46 @@ def handed(data: bytes) -> None:
                 _ = array.sum() if array.nbytes <= 2 * PAGE and array.dtype.names is None else 0
 
 
+IMAGE = sound()
+
+
+def mended(image: bytearray) -> None:
+    """With the checksum that a frozen heap's header and description ask for, wherever it says that is."""
+    magic, version, _, *numbers = HEAD.unpack_from(image)
+    text = bytes(image[numbers[2] : numbers[2] + numbers[3]])
+    checksum = zlib.crc32(text, zlib.crc32(HEAD.pack(magic, version, 0, *numbers)))
+    HEAD.pack_into(image, 0, magic, version, checksum, *numbers)
+
+
+def retold(provider: Any, image: bytes) -> bytes:
+    """With some words of its description exchanged for others, as long as before."""
+    *_, at, nbytes = HEAD.unpack_from(image)
+    text = image[at : at + nbytes]
+    for _ in range(provider.ConsumeIntInRange(0, 4)):
+        old = provider.PickValueInList(
+            [b"i8", b"u1", b"<f8", b"left", b"top", b"0", b"1", b"2", b"[", b'"', b"S3"]
+        )
+        new = provider.PickValueInList(
+            [b"O", b"V9", b"-1", b"9" * 19, b"null", b"{}", b"U1", b"key", b"[[]]", b"<i2"]
+        )
+        text = text.replace(old, new, 1)
+    text = text[:nbytes].ljust(nbytes)
+    return image[:at] + text + image[at + nbytes :]
+
+
+def frozen(data: bytes) -> None:
+    """Frozen heaps whose header, description and objects lie."""
+    provider = atheris.FuzzedDataProvider(data)
+    told = retold(provider, IMAGE) if provider.ConsumeBool() else IMAGE
+    damaged = patched(provider, told, mended, HEAD.size)
+    with contextlib.suppress(mm.CorruptError, mm.MapError):
+        with opened(damaged) as image:
+            look(image)
+
+
 TARGETS = {
     target.__name__: target
-    for target in (smaps, cgroup, layout, about, sizes, recorded, ring, channel, rows, handed)
+    for target in (smaps, cgroup, layout, about, sizes, recorded, ring, channel, rows, handed, frozen)
 }
 
 

@@ -21,7 +21,9 @@ import native
 
 HERE = Path(__file__).parent
 BUILD = native.ROOT / "build" / "fuzz"
-PYTHON = ["smaps", "cgroup", "layout", "about", "sizes", "recorded", "ring", "channel", "rows", "handed"]
+PYTHON = [
+    "smaps", "cgroup", "layout", "about", "sizes", "recorded", "ring", "channel", "rows", "handed", "frozen",
+]  # fmt: skip
 ALL = [*native.TARGETS, *PYTHON]
 
 

@@ -12,6 +12,7 @@
  *     -DNO_TURN           moves without turning the colour                -DEARLY_DROP      tables go when marking begins
  *     -DMOVES_PINNED      moves blocks with views                         -DPINS_LEAVING    a view of what is to move
  *     -DDEAF_WEAK         weak references are not looked up               -DTWO_COLOURS     there are only two
+ *     -DBARE_WEAK         weak references have no colour                  -DASKS_ALWAYS     good references are looked up too
  */
 #ifndef BLOCKS
 #define BLOCKS 3
@@ -42,7 +43,7 @@ bool marked[PLACES], grey[PLACES];
 bool leaving[BLOCKS], table[BLOCKS];    /* a table: something moved out of it, and it is not swept yet */
 byte at[3] = NONE, held[3];             /* what the program holds: roots */
 byte seen = NONE;                       /* where the view was taken */
-byte faint = NONE, faintly;             /* the weak reference */
+byte faint = NONE, faintly, faint_colour; /* the weak reference */
 byte means[OBJECTS + 1];
 
 #define FORWARDED(place) (forward[place] != NONE -> forward[place] : place)
@@ -64,7 +65,11 @@ inline shade(place) {
 inline load(place, result) {
     result = to[place];
     if
+#ifdef ASKS_ALWAYS
+    :: result != NONE ->
+#else
     :: result != NONE && colour[place] != good ->
+#endif
         result = FORWARDED(result);
         to[place] = result;
         colour[place] = COLOURED(result)
@@ -105,6 +110,15 @@ inline some_room(result) {
     od
 }
 
+/* No room: what lies behind a gap slides down, in one go. Then a place may be where one object was and where another is. */
+inline slide(block) {
+    if
+    :: what[2 * block] == 0 && what[2 * block + 1] != 0 -> move((2 * block + 1), (2 * block))
+    :: else
+    fi;
+    leaving[block] = false
+}
+
 /* An object gets a view: where it will be, or its block stays. */
 inline settle(register) {
 #ifdef PINS_LEAVING
@@ -116,6 +130,7 @@ inline settle(register) {
         number = at[register];
         if
         :: phase == moving && other < PLACES -> move(number, other)
+        :: phase == moving -> other = number / 2; slide(other)
         :: leaving[at[register] / 2] = false
         fi
     :: else
@@ -160,13 +175,29 @@ inline new_object() {
     fi
 }
 
+/* A weak reference is loaded as any other. */
+inline weak_load(result) {
+    result = faint;
+    if
+#ifdef BARE_WEAK
+    :: true ->
+#else
+    :: faint_colour != good ->
+#endif
+        result = FORWARDED(result);
+        faint = result;
+        faint_colour = COLOURED(result)
+    :: else
+    fi
+}
+
 inline weak_get() {
     if
     :: faint != NONE ->
 #ifdef DEAF_WEAK
         other = faint;
 #else
-        other = FORWARDED(faint);
+        weak_load(other);
 #endif
 #ifndef WEAK_UNMARKED
         if
@@ -227,7 +258,7 @@ inline with_an_object() {
     if
     :: at[i] != NONE -> follow()
     :: at[i] != NONE -> store()
-    :: at[i] != NONE && faint == NONE -> faint = at[i]; faintly = held[i]
+    :: at[i] != NONE && faint == NONE -> faint = at[i]; faintly = held[i]; faint_colour = COLOURED(faint)
     :: at[i] != NONE && at[VIEW] == NONE -> settle(i); hold(VIEW, at[i]); seen = at[VIEW]
     :: at[i] == NONE
     fi
@@ -330,13 +361,16 @@ inline clean() {
     atomic {
         if
         :: faint != NONE ->
-            faint = FORWARDED(faint);
+#ifndef DEAF_WEAK
+            weak_load(other);
+#endif
             if
             :: !marked[faint] -> faint = NONE
             :: else
             fi
         :: else
         fi;
+        other = 0;
         phase = sweep }
     do
     :: atomic { cursor < BLOCKS ->
@@ -387,7 +421,8 @@ inline compact() {
         if
         :: what[p] == 0 -> leaving[p / 2] = false
         :: what[p] != 0 && other < PLACES -> move(p, other)
-        :: what[p] != 0 ->              /* there is no memory: all stay that have not gone */
+        :: what[p] != 0 -> other = p / 2; slide(other)
+        :: what[p] != 0 ->              /* nothing can turn the colour: all stay that have not gone */
             for (p : 0 .. BLOCKS - 1) { leaving[p] = false }
         fi;
         p = 0; other = 0; k = 0 }

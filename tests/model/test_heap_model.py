@@ -30,9 +30,11 @@ class Garbage(RuleBasedStateMachine):
         ratio=st.sampled_from([1.02, 1.1, 2.0]),
         collector=st.sampled_from(["manual", "incremental", "background"]),
         stress=st.sampled_from([0, 0, 2000, 100_000]),
+        in_place=st.booleans(),
     )
-    def start(self, ratio: float, collector: Any, stress: int) -> None:
+    def start(self, ratio: float, collector: Any, stress: int, in_place: bool) -> None:
         self.heap = mm.Heap("32MiB", target=ratio, collector=collector, stress=stress)
+        self.heap._slide(in_place)
         self.held: list[tuple[mm.Ref, Thing]] = []
         self.named: dict[str, Thing] = {}
         self.weak: list[tuple[mm.Weak, Thing]] = []
@@ -175,6 +177,11 @@ class Garbage(RuleBasedStateMachine):
         if found is not None:
             assert bytes(found) == thing.data
             self.held.append((found, thing))
+
+    @rule(always=st.booleans())
+    def slide(self, always: bool) -> None:
+        """Compact blocks in place from now on, or evacuate them."""
+        self.heap._slide(always)
 
     @rule()
     def collect(self) -> None:

@@ -41,6 +41,8 @@ def test_longer_lives(tmp_path: Path, soak: bool) -> None:
         "PINS_LEAVING",
         "DEAF_WEAK",
         "TWO_COLOURS",
+        "BARE_WEAK",
+        "ASKS_ALWAYS",
     ],
 )
 def test_each_rule_is_needed(tmp_path: Path, fault: str) -> None:

@@ -11,6 +11,7 @@ from stage import Stage
 from test_channel_model import Messages
 from test_growable_model import Growth
 from test_heap_model import Garbage
+from test_heap_records_model import Records
 from test_ring_model import Stream
 from test_state_machine import Life
 
@@ -44,3 +45,4 @@ model_ring = lived(Stream, item_nbytes=[1, 3, 12, 496, 1921, PAGE])
 model_channel = lived(Messages, inflight=[None, 1, 2, 7])
 model_growable = lived(Growth)
 model_heap = lived(Garbage)
+model_records = lived(Records)

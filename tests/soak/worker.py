@@ -23,6 +23,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / part) for part in ("", "unit", "model")]
 
 import acts_arrays as arrays  # noqa: E402
+import acts_heap as heaps  # noqa: E402
 import acts_memory as memory  # noqa: E402
 import acts_models as models  # noqa: E402
 import acts_streams as streams  # noqa: E402
@@ -40,7 +41,8 @@ CALM = [
     streams.ring_killed, streams.ring_passed, streams.ring_damaged,
     streams.channel_killed, streams.group_killed, streams.channel_passed, streams.channel_damaged,
     streams.channel_scribbled_over, streams.awaited, streams.hammered, streams.left_in_files,
-    models.model_pages, models.model_ring, models.model_channel, models.model_growable, models.model_heap,
+    *heaps.ACTS,
+    models.model_pages, models.model_ring, models.model_channel, models.model_growable, models.model_heap, models.model_records,
 ]  # fmt: skip
 HUGE = [memory.views, arrays.rows, streams.squeezed]
 ROLES: dict[str, list[Callable[[Stage], None]]] = {"calm": CALM, "pressed": ANYWHERE, "huge": HUGE}

@@ -120,8 +120,8 @@ def test_closing() -> None:
 
 
 def test_views_outlive_everything_else() -> None:
-    view = mm.Heap("1MiB").array("i8").array
-    array = mm.Heap("1MiB").array("i8")  # it holds its heap
+    view = mm.Heap("1MiB", collector="manual").array("i8").array
+    array = mm.Heap("1MiB", collector="manual").array("i8")  # it holds its heap
     array.extend(range(3))
     view = array.array
     del array

@@ -22,8 +22,7 @@ HEAD = struct.Struct("<16sIIQQQQ")
 SEALS = kernel.F_SEAL_SHRINK | kernel.F_SEAL_WRITE | kernel.F_SEAL_GROW
 
 
-@pytest.fixture(scope="module")
-def image() -> bytes:
+def sound() -> bytes:
     """An image with something of everything, as bytes."""
     with mm.Heap("4MiB") as heap:
         node: Any = heap.record("Node", key="i8", small="u1", left=Ref, right=Ref)
@@ -37,6 +36,11 @@ def image() -> bytes:
         )
         with heap.freeze() as frozen:
             return os.pread(frozen.fileno(), frozen.nbytes, 0)
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return sound()
 
 
 def sealed(data: bytes, seals: int = SEALS, length: int | None = None) -> int:

@@ -271,6 +271,7 @@ static PyMethodDef heap_methods[] = {
     {"_goal", heap_goal, METH_NOARGS, NULL},
     {"_advance", heap_advance, METH_VARARGS, NULL},
     {"_step", heap_step, METH_O, NULL},
+    {"_slide", heap_slide, METH_O, NULL},
     {"_tend", heap_tend, METH_O, NULL},
     {"_fail", heap_fail, METH_O, NULL},
     {"_pauses", heap_pauses, METH_NOARGS, NULL},

@@ -50,9 +50,21 @@ PyObject *heap_step(PyObject *self, PyObject *number)
     long long ns = PyLong_AsLongLong(number);
     if (core == NULL || PyErr_Occurred())
         return NULL;
-    if (core->phase == MM_IDLE && core->pacing.dropped != 0)
+    if (core->phase == MM_IDLE && mm_lost(core) > 0)
         mm_begin(core);
     return PyBool_FromLong(mm_step(core, MM_BY_STEP, ns));
+}
+
+/* _slide(always) -> how many objects have slid down within their block; for tests: whether all do from now on, instead of
+ * being evacuated where there is room */
+PyObject *heap_slide(PyObject *self, PyObject *always)
+{
+    struct mm_heap *core = heap_open(self);
+    int truth = core != NULL ? PyObject_IsTrue(always) : -1;
+    if (truth < 0)
+        return NULL;
+    core->pacing.in_place = truth != 0;
+    return PyLong_FromUnsignedLongLong(core->counters.slid);
 }
 
 /* _tend(ns) -> milliseconds until it wants to be called again; -1: when the bell has rung */

@@ -53,6 +53,7 @@ PyObject *heap_pace(PyObject *self, PyObject *args);
 PyObject *heap_goal(PyObject *self, PyObject *unused);
 PyObject *heap_advance(PyObject *self, PyObject *args);
 PyObject *heap_step(PyObject *self, PyObject *ns);
+PyObject *heap_slide(PyObject *self, PyObject *always);
 PyObject *heap_tend(PyObject *self, PyObject *ns);
 PyObject *heap_fail(PyObject *self, PyObject *failure);
 PyObject *heap_pauses(PyObject *self, PyObject *unused);

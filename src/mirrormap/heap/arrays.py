@@ -41,7 +41,7 @@ class HeapArray:
     __slots__ = ("__weakref__", "_committed", "_heap", "_limit", "_make_room", "_rows")
 
     def __init__(
-        self, heap: HeapBase, dtype: DTypeLike, limit: int, make_room: Callable[[int], None]
+        self, heap: HeapBase, dtype: DTypeLike, limit: int, make_room: Callable[[int, int], None]
     ) -> None:
         self._heap = heap
         self._limit = limit
@@ -52,16 +52,17 @@ class HeapArray:
 
     def _commit(self, nbytes: int) -> None:
         """Have memory for so many bytes more, before anything is stored there. Raises: MemoryError."""
-        used = self._rows.nbytes
-        if used + nbytes <= self._committed:
+        need = self._rows.nbytes + nbytes
+        if need <= self._committed:
             return
-        self._make_room(nbytes)
         # larger ones take theirs in huge pages, or by write(2), which says when there is none
-        end = min(round_up(used + nbytes, _STEP_NBYTES), self._limit, _SMALL_NBYTES)
-        if end > self._committed:
-            room = self._rows._room
+        end = min(round_up(need, _STEP_NBYTES), self._limit, _SMALL_NBYTES)
+        ahead = end - self._committed
+        self._make_room(nbytes, max(nbytes, ahead))
+        if ahead > 0:
+            backing = self._rows._room.backing
             try:
-                kernel.allocate(room.backing.fd, self._committed, end - self._committed, room.backing.label)
+                kernel.allocate(backing.fd, self._committed, ahead, backing.label)
             except MapError as error:
                 raise MemoryError(f"no memory for {nbytes:,} bytes more of an array: {error}") from None
             self._committed = end

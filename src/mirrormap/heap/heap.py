@@ -74,8 +74,8 @@ class Heap(HeapBase, Closing):
     """
 
     __slots__ = (
-        "__weakref__", "_arrays", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target",
-        "_thread",
+        "__weakref__", "_arrays", "_arrays_lock", "_arrays_most", "_mapping", "_max_nbytes",
+        "_names", "_pages", "_records", "_target", "_thread",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,8 @@ class Heap(HeapBase, Closing):
         self._target = target
         self._names: dict[str, int] = {}
         self._arrays: WeakSet[HeapArray] = WeakSet()
+        self._arrays_most = 0  # bytes they hold, or more: those of some that died may still be counted
+        self._arrays_lock = threading.RLock()  # a signal handler may append too
         self._records: dict[str, tuple[Schema, type[Record]]] = {}
         self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
         self._mapping = self._pages.map()
@@ -165,14 +167,19 @@ class Heap(HeapBase, Closing):
         self._arrays.add(made)
         return made
 
-    def _make_room(self, nbytes: int) -> None:
-        """For more elements of an array. Raises: MemoryError."""
-        arrays, committed = self._array_nbytes(), self._stats()[1]
-        if committed + arrays + nbytes > self._max_nbytes:
-            raise MemoryError(
-                f"no room for {nbytes:,} bytes: the heap holds {committed:,} of at most "
-                f"{self._max_nbytes:,} bytes, and {arrays:,} in arrays"
-            )
+    def _make_room(self, nbytes: int, ahead: int) -> None:
+        """For so many bytes more in an array, which takes `ahead` if it may. Raises: MemoryError."""
+        committed = self._stats()[1]
+        with self._arrays_lock:
+            if committed + self._arrays_most + ahead > self._max_nbytes:
+                arrays = self._array_nbytes()  # exact, but it asks each of them
+                if committed + arrays + nbytes > self._max_nbytes:
+                    raise MemoryError(
+                        f"no room for {nbytes:,} bytes: the heap holds {committed:,} of at most "
+                        f"{self._max_nbytes:,} bytes, and {arrays:,} in arrays"
+                    )
+                self._arrays_most = arrays
+            self._arrays_most += ahead
 
     def _array_nbytes(self) -> int:
         return sum(array.nbytes for array in self._arrays)

@@ -35,8 +35,7 @@ uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset)
     return to != 0 ? to : offset;
 }
 
-/* The reference to store: of another colour than the good one while its object is about to leave. */
-static uint64_t coloured(const struct mm_heap *heap, uint64_t offset)
+uint64_t mm_coloured(const struct mm_heap *heap, uint64_t offset)
 {
     if (!mm_is_leaving(&heap->blocks[mm_block_at(offset)]))
         return offset | heap->good;
@@ -51,7 +50,7 @@ uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t referenc
         return 0;
     offset = mm_forwarded(heap, offset);
     /* whoever stored another reference meanwhile is right */
-    atomic_compare_exchange_strong_explicit(slot, &reference, coloured(heap, offset), memory_order_relaxed,
+    atomic_compare_exchange_strong_explicit(slot, &reference, mm_coloured(heap, offset), memory_order_relaxed,
                                             memory_order_relaxed);
     return offset;
 }
@@ -62,7 +61,7 @@ void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset)
     if (before != 0) {
         if (mm_is_marking(heap))
             mm_shade(heap, before);    /* the marking may know no other way to it */
-        mm_dropped(heap, MM_UNLINKED);
+        mm_unlinked(heap);
     }
-    atomic_store_explicit(slot, offset != 0 ? coloured(heap, offset) : 0, memory_order_relaxed);
+    atomic_store_explicit(slot, offset != 0 ? mm_coloured(heap, offset) : 0, memory_order_relaxed);
 }

@@ -39,33 +39,25 @@ void mm_begin(struct mm_heap *heap)
     heap->phase = MM_ROOTS;
     heap->cursor = 1;
     heap->marking.limit = heap->root_count;
-    pacing->counted = pacing->dropped;
-    pacing->dropped = pacing->found = 0;
+    for (int what = 0; what < MM_LOSSES; what++) {
+        pacing->counted[what] = pacing->lost[what];
+        pacing->lost[what] = 0;
+    }
+    pacing->found = 0;
     pacing->cycle_ns = 0;
-}
-
-/* What was found beside what had been counted: half of what is expected next time. */
-static void learn(struct mm_pacing *pacing)
-{
-    double found = (double)pacing->found, counted = (double)pacing->counted;
-    if (counted < MM_BLOCK && found < MM_BLOCK)
-        return;
-    double yield = counted > 0 ? (pacing->yield + found / counted) / 2 : pacing->yield * 2;
-    /* it must stay possible that what was built once and lived turns out to be garbage the next time */
-    pacing->yield = yield < 0.2 ? 0.2 : yield > 64 ? 64 : yield;
 }
 
 static void next_phase(struct mm_heap *heap)
 {
     if (heap->phase == MM_SWEEP)
-        learn(&heap->pacing);
+        mm_learn(heap);
     heap->cursor = 1;
     if (++heap->phase != MM_PHASES)
         return;
     heap->phase = MM_IDLE;
     heap->counters.collections++;
     heap->pacing.last_ns = heap->pacing.cycle_ns;
-    heap->pacing.trigger = heap->pacing.dropped + 1;
+    heap->pacing.trigger = 0;
     heap->pacing.ended = mm_sys_now();
 }
 

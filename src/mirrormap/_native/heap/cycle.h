@@ -6,13 +6,12 @@
 #include <stdint.h>
 
 enum {
-    MM_UNLINKED = 64,                  /* what an overwritten reference counts for as garbage, until it is known better */
     MM_CHUNK = 1022,                   /* objects in a piece of the stack */
     MM_AHEAD_OF = 16,                  /* objects on their way into the cache */
 };
 
 struct mm_counters {
-    uint64_t collections, copied, returned, marked, moved, stayed;
+    uint64_t collections, copied, returned, marked, moved, stayed, slid;
 };
 
 /* The phases of a collection, in their order. */
@@ -38,6 +37,9 @@ struct mm_pauses {
     uint32_t buckets[MM_PAUSE_BUCKETS];
 };
 
+/* What may have made garbage: the last holder of so many bytes went; so many references were overwritten. */
+enum mm_loss { MM_HELD, MM_LINKS, MM_LOSSES };
+
 /* Who starts collections by themselves. */
 enum mm_mode { MM_MANUAL, MM_INCREMENTAL, MM_BACKGROUND };
 
@@ -45,15 +47,16 @@ struct mm_pacing {
     enum mm_mode mode;
     int bell;                          /* an eventfd that wakes the collector's thread, or -1 */
     bool rung;
-    uint64_t dropped;                  /* bytes that lost their last holder since the last marking began */
-    uint64_t trigger;                  /* at so many of them it is time to look again */
-    uint64_t counted;                  /* `dropped` when the marking that runs began */
-    uint64_t found;                    /* bytes that it found dead */
-    double yield;                      /* how many a dropped one stood for */
+    double yield[MM_LOSSES];           /* bytes of garbage that each of them stands for */
+    double lost[MM_LOSSES];            /* since the last marking began, in bytes of garbage by that estimate */
+    double counted[MM_LOSSES];         /* `lost` when the marking that runs began */
+    double trigger;                    /* at so much garbage it is time to look again */
+    uint64_t found;                    /* bytes that the marking found dead */
     int64_t debt_ns;                   /* of allocation */
     int64_t cycle_ns, last_ns;         /* spent on this collection, and on the last */
     int64_t ended;                     /* when that was */
     uint64_t stress, since;            /* something happens at every `stress` bytes allocated */
+    bool in_place;                     /* blocks are never emptied: what lives in them slides down */
 };
 
 /* A piece of the stack of marked objects that nobody has looked into. */

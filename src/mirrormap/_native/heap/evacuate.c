@@ -136,6 +136,13 @@ static bool move_one(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
     return true;
 }
 
+/* What has not moved slides down within its block. */
+static void slide(struct mm_heap *heap, uint32_t index)
+{
+    mm_slide(heap, index);
+    stay(heap, index);
+}
+
 /* Everything has moved: only the table remains. */
 static void gone(struct mm_heap *heap, uint32_t index)
 {
@@ -159,15 +166,15 @@ bool mm_move_out(struct mm_heap *heap, struct mm_budget *budget)
              granule = mm_next_start(block->starts, granule + 1)) {
             uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
             nbytes = mm_object_nbytes(mm_header_at(heap, offset));
-            if (!move_one(heap, offset, nbytes)) {
-                while (heap->leaving != 0)
-                    stay(heap, heap->leaving);
-                return true;
+            if (heap->pacing.in_place || !move_one(heap, offset, nbytes)) {
+                slide(heap, index);
+                break;
             }
             if (mm_spend(budget, 30 + nbytes / 2))
                 return false;
         }
-        gone(heap, index);
+        if (block->linked == MM_LEAVING)
+            gone(heap, index);
         if (mm_spend(budget, 30000))
             return false;
     }
@@ -179,8 +186,10 @@ void mm_settle(struct mm_heap *heap, uint64_t offset)
     uint32_t index = mm_block_at(offset);
     if (!mm_is_leaving(&heap->blocks[index]))
         return;
-    if (heap->phase != MM_MOVE || !move_one(heap, offset, mm_object_nbytes(mm_header_at(heap, offset))))
+    if (heap->phase != MM_MOVE)
         stay(heap, index);
+    else if (heap->pacing.in_place || !move_one(heap, offset, mm_object_nbytes(mm_header_at(heap, offset))))
+        slide(heap, index);            /* it has found its place, and may be pinned there */
 }
 
 /* --- pages between what lives ---------------------------------------------------------------- */
@@ -246,9 +255,10 @@ uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
 {
     struct mm_lane *lane = &heap->lanes[0];
     uint64_t moved = 0;
+    bool slid = true;
     if (values_hold_too_much(heap))
         close_wasteful(heap);
-    while (moved < most && values_hold_too_much(heap)) {
+    while (moved < most && slid && values_hold_too_much(heap)) {
         uint32_t index = emptiest(lane);
         if (index == 0)
             break;
@@ -257,8 +267,12 @@ uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
              granule = mm_next_start(block->starts, granule + 1)) {
             uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;
             uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, offset));
-            if (move(heap, offset, nbytes) == 0)
-                return moved;
+            if (heap->pacing.in_place || move(heap, offset, nbytes) == 0) {
+                uint64_t held = mm_block_held(heap, block);
+                mm_slide(heap, index);
+                slid = mm_block_held(heap, block) < held;
+                break;
+            }
             moved += nbytes;
         }
         if (block->live == 0)

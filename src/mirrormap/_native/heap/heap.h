@@ -6,7 +6,8 @@
  *     FREE -> OWNED | BYTES | OBJECTS   filled from the front, its holes never reused
  *          -> RUN, RUN_BODY ...         one large value that never moves
  *     RUN -> DYING -> FREE              its pages go back slice by slice
- *     BYTES | OBJECTS -> leaving -> GONE -> FREE
+ *     BYTES | OBJECTS -> leaving -> slid, where there is no room
+ *                     -> leaving -> GONE -> FREE
  *                                       evacuated: no pages, but a table that says where things went,
  *                                       until the next marking has mended every reference
  *
@@ -65,7 +66,7 @@ struct mm_shape {
     uint8_t ndim;
 };
 
-/* Where the objects of a block went that is leaving or GONE, or had to stay half-way: `to` in the order of their start bits. */
+/* Where the objects of a block went that is leaving, GONE or slid, or had to stay half-way: `to` in the order of their start bits. */
 struct mm_forward {
     uint64_t starts[MM_BITMAP];
     uint16_t before[MM_BITMAP];        /* start bits in the words before this one */
@@ -88,6 +89,7 @@ struct mm_block {
     bool open;                         /* being filled */
     bool owned : 1;                    /* RUN: by a container */
     bool late : 1;                     /* something in it was marked while there was no memory to remember it */
+    bool slid : 1;                     /* `forward` leads to places in this very block */
 };
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
@@ -132,7 +134,7 @@ struct mm_heap {
     struct mm_root *roots;
     uint32_t root_count, root_free;
     struct mm_index index;             /* values of containers */
-    uint64_t *weak;                    /* offset of what is pointed at; 0: dead; odd: a free slot */
+    _Atomic uint64_t *weak;            /* references to what is pointed at; 0: dead; odd: a free slot */
     uint32_t weak_count, weak_free;
     uint32_t leaving, leaving_last;    /* blocks on their way out, the emptiest first */
     uint32_t dying;                    /* runs */
@@ -306,7 +308,9 @@ void mm_weak_drop(struct mm_heap *heap, uint32_t index);
 /* barrier.c: references inside the heap. */
 uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t reference);
 void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset);
-/* Where the object is now that was here. */
+/* The reference to store: of another colour than the good one while its object is about to leave. */
+uint64_t mm_coloured(const struct mm_heap *heap, uint64_t offset);
+/* Where the object is now that was here when the colour turned. */
 uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
 struct mm_forward *mm_forward_new(const struct mm_block *block);      /* NULL: no memory */
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
@@ -335,11 +339,14 @@ uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index);
 /* evacuate.c */
 bool mm_choose(struct mm_heap *heap, struct mm_budget *budget);
 bool mm_move_out(struct mm_heap *heap, struct mm_budget *budget);
-/* An object is to be pinned: take it out of its leaving block, or let the block stay. */
+/* An object is to be pinned: take it out of its leaving block, or let the block slide, or stay. */
 void mm_settle(struct mm_heap *heap, uint64_t offset);
 bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget);
 /* Move values that containers own while that lane holds too much, at most `most` bytes. Returns how many. */
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most);
+
+/* slide.c: push what lives in a block together, where it lies; pages behind it go back. */
+void mm_slide(struct mm_heap *heap, uint32_t index);
 
 /* cycle.c */
 void mm_begin(struct mm_heap *heap);
@@ -349,10 +356,21 @@ bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns);
 void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 
 /* pacing.c */
+/* What is expected of losses before any marking has shown what they stand for. */
+void mm_expect(struct mm_heap *heap);
+/* Compare what a marking found with that, and expect better the next time. */
+void mm_learn(struct mm_heap *heap);
 /* So many bytes lost a holder, and may be garbage. */
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
 /* Containers' values were removed or replaced: move at most so many bytes of others, and wake who helps. */
 void mm_give_way(struct mm_heap *heap, uint64_t most);
+/* A reference was overwritten: what it led to may be garbage. */
+void mm_unlinked(struct mm_heap *heap);
+/* Bytes of garbage that are expected, beyond what a marking that runs will find. */
+static inline double mm_lost(const struct mm_heap *heap)
+{
+    return heap->pacing.lost[MM_HELD] + heap->pacing.lost[MM_LINKS];
+}
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */

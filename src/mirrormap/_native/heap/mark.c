@@ -200,12 +200,9 @@ bool mm_trace(struct mm_heap *heap, struct mm_budget *budget)
 bool mm_clear_weak(struct mm_heap *heap, struct mm_budget *budget)
 {
     while (heap->cursor < heap->weak_count) {
-        uint64_t *weak = &heap->weak[heap->cursor++];
-        if (*weak != 0 && *weak % 2 == 0) {
-            *weak = mm_forwarded(heap, *weak);
-            if (!mm_is_marked(heap, *weak))
-                *weak = 0;
-        }
+        _Atomic uint64_t *weak = &heap->weak[heap->cursor++];
+        if (*weak != 0 && *weak % 2 == 0 && !mm_is_marked(heap, mm_load(heap, weak)))
+            *weak = 0;
         if (mm_spend(budget, PER_OBJECT_NS))
             return false;
     }
@@ -254,6 +251,7 @@ bool mm_sweep(struct mm_heap *heap, struct mm_budget *budget)
         /* every reference to a live object has been mended: nobody asks any more where things went */
         free(block->forward);
         block->forward = NULL;
+        block->slid = false;
         if (is_traced(block))
             sweep_block(heap, index);
         else if (block->kind == MM_RUN)

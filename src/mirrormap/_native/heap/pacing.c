@@ -11,6 +11,14 @@ enum {
     WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
 };
 
+#define BEGIN_AT 0.7                   /* of the headroom */
+#define PAY 2.0                        /* collections that a headroom of allocated bytes pays for */
+#define MOST_BETTER 8.0                /* an estimate changes by this factor at once */
+
+/* A byte that nobody in Python holds any more may hang in the graph, so that it becomes less than one; but never nothing, or what
+ * was built once and lived would not be collected when it dies. What hangs on a reference nobody knows: a large part of a graph. */
+static const double at_first[MM_LOSSES] = {1, 16384}, at_least[MM_LOSSES] = {0.14, 16}, at_most[MM_LOSSES] = {64, 1 << 20};
+
 uint64_t mm_live(const struct mm_heap *heap)
 {
     uint64_t live = heap->runs_live;
@@ -35,13 +43,34 @@ static double headroom(const struct mm_heap *heap)
 bool mm_is_due(struct mm_heap *heap)
 {
     struct mm_pacing *pacing = &heap->pacing;
-    if (pacing->dropped < pacing->trigger)
+    if (mm_lost(heap) < pacing->trigger)
         return false;
-    double missing = headroom(heap) - (double)pacing->dropped * pacing->yield;
-    if (missing <= 0)
-        return true;
-    pacing->trigger = pacing->dropped + (uint64_t)(missing / pacing->yield) + 1;
-    return false;
+    pacing->trigger = headroom(heap) * BEGIN_AT;
+    return mm_lost(heap) >= pacing->trigger;
+}
+
+void mm_expect(struct mm_heap *heap)
+{
+    for (int what = 0; what < MM_LOSSES; what++)
+        heap->pacing.yield[what] = at_first[what];
+}
+
+void mm_learn(struct mm_heap *heap)
+{
+    struct mm_pacing *pacing = &heap->pacing;
+    double found = (double)pacing->found, counted = pacing->counted[MM_HELD] + pacing->counted[MM_LINKS];
+    if (counted < MM_BLOCK && found < MM_BLOCK)
+        return;
+    double ratio = counted > 0 ? found / counted : MOST_BETTER;
+    /* too little is collected late: that is believed at half. Too much is work for nothing. */
+    ratio = ratio > 1 ? (ratio + 1) / 2 : ratio;
+    ratio = ratio < 1.0 / MOST_BETTER ? 1.0 / MOST_BETTER : ratio > MOST_BETTER ? MOST_BETTER : ratio;
+    for (int what = 0; what < MM_LOSSES; what++) {
+        double share = counted > 0 ? pacing->counted[what] / counted : 0.5;
+        double yield = pacing->yield[what] * (1 + share * (ratio - 1));
+        yield = yield < at_least[what] ? at_least[what] : yield > at_most[what] ? at_most[what] : yield;
+        pacing->yield[what] = yield;
+    }
 }
 
 void mm_ring(struct mm_heap *heap)
@@ -52,13 +81,23 @@ void mm_ring(struct mm_heap *heap)
     mm_sys_ring(heap->pacing.bell);
 }
 
-void mm_dropped(struct mm_heap *heap, uint64_t nbytes)
+static void lose(struct mm_heap *heap, enum mm_loss what, uint64_t count)
 {
     struct mm_pacing *pacing = &heap->pacing;
-    bool first = pacing->dropped == 0;
-    pacing->dropped += nbytes;
+    bool first = mm_lost(heap) <= 0;
+    pacing->lost[what] += (double)count * pacing->yield[what];
     if (pacing->mode == MM_BACKGROUND && !pacing->rung && heap->phase == MM_IDLE && (first || mm_is_due(heap)))
         mm_ring(heap);
+}
+
+void mm_dropped(struct mm_heap *heap, uint64_t nbytes)
+{
+    lose(heap, MM_HELD, nbytes);
+}
+
+void mm_unlinked(struct mm_heap *heap)
+{
+    lose(heap, MM_LINKS, 1);
 }
 
 /* Bytes in the pool beyond what it may keep. */
@@ -109,11 +148,11 @@ void mm_pay(struct mm_heap *heap, uint64_t nbytes)
         mm_ring(heap);
         pacing->debt_ns = 0;
     }
-    /* so much that the collection is over before two thirds of the headroom are used up */
+    /* so much that the collection is over before half of the headroom is used up */
     double whole = (double)traced(heap) * 0.7;
     if (whole < (double)pacing->last_ns)
         whole = (double)pacing->last_ns;
-    pacing->debt_ns += (int64_t)((double)nbytes * 1.5 * whole / headroom(heap)) + 1;
+    pacing->debt_ns += (int64_t)((double)nbytes * PAY * whole / headroom(heap)) + 1;
     if (pacing->debt_ns < LEAST_STEP_NS)
         return;
     int64_t pay = pacing->debt_ns < LONGEST_STEP_NS ? pacing->debt_ns : LONGEST_STEP_NS;
@@ -131,9 +170,9 @@ int64_t mm_tend(struct mm_heap *heap, int64_t ns)
     if (heap->phase == MM_IDLE && heap->dying == 0) {
         if (mm_pace(heap, 1 << 16) != 0 || (spare(heap) > 0 && mm_drain_one(heap)))
             return 0;
-        if (pacing->dropped == 0)
+        if (mm_lost(heap) <= 0)
             return -1;
-        bool worth = (double)pacing->dropped * pacing->yield * 100 >= (double)traced(heap);
+        bool worth = mm_lost(heap) * 100 >= (double)traced(heap);
         int64_t patience = pacing->last_ns * (worth ? WORTH : HARDLY_WORTH);
         if (patience < PATIENCE_NS)
             patience = PATIENCE_NS;

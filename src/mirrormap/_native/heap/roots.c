@@ -158,27 +158,26 @@ uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset)
         if (heap->weak_count >= 16 && (heap->weak_count & (heap->weak_count - 1)) == 0) {
             if (heap->weak_count > UINT32_MAX / 2)
                 return 0;
-            uint64_t *longer = realloc(heap->weak, 2 * (size_t)heap->weak_count * sizeof *longer);
+            _Atomic uint64_t *longer = realloc(heap->weak, 2 * (size_t)heap->weak_count * sizeof *longer);
             if (longer == NULL)
                 return 0;
             heap->weak = longer;
         }
         index = heap->weak_count++;
     }
-    heap->weak[index] = offset;
+    heap->weak[index] = mm_coloured(heap, offset);
     return index;
 }
 
 uint64_t mm_weak_get(struct mm_heap *heap, uint32_t index)
 {
-    uint64_t offset = heap->weak[index];
+    uint64_t offset = mm_load(heap, &heap->weak[index]);
     if (offset == 0)
         return 0;
-    offset = mm_forwarded(heap, offset);
     if (mm_is_marking(heap))
         mm_shade(heap, offset);        /* there may have been no other way to it */
     else if (heap->phase == MM_WEAK && !mm_is_marked(heap, offset))
-        offset = heap->weak[index] = 0;
+        heap->weak[index] = offset = 0;
     return offset;
 }
 

@@ -67,8 +67,7 @@ int mm_heap_open(struct mm_heap *heap)
     heap->blocks[0].kind = MM_EDGE;
     heap->taken[0] = 1;
     heap->hint = 1;
-    heap->pacing.yield = 1;
-    heap->pacing.trigger = 1;
+    mm_expect(heap);
     return 0;
 }
 

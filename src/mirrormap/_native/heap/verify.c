@@ -50,8 +50,9 @@ static const char *check_object(const struct mm_heap *heap, uint64_t offset)
 /* Has it moved away, or is it about to? Before the colour turns, references may still lead there. */
 static bool is_stale(const struct mm_heap *heap, uint64_t offset)
 {
-    return mm_forwarded(heap, offset) != offset
-           || (heap->phase == MM_MOVE && mm_is_leaving(&heap->blocks[mm_block_at(offset)]));
+    const struct mm_block *block = &heap->blocks[mm_block_at(offset)];
+    return (mm_forwarded(heap, offset) != offset && !block->slid)
+           || (heap->phase == MM_MOVE && mm_is_leaving(block));
 }
 
 /* When marking has ended, everything alive is marked, until its block is swept. */
@@ -62,6 +63,13 @@ static bool is_missed(const struct mm_heap *heap, uint64_t offset)
     if (block->kind == MM_OWNED || block->owned)
         return false;
     return (heap->phase == MM_WEAK || (heap->phase == MM_SWEEP && index >= heap->cursor)) && !mm_is_marked(heap, offset);
+}
+
+/* Where a reference leads, read without the barrier. */
+static uint64_t found_at(const struct mm_heap *heap, uint64_t reference)
+{
+    uint64_t offset = reference & (((uint64_t)1 << heap->shift) - 1);
+    return reference >> heap->shift << heap->shift == heap->good ? offset : mm_forwarded(heap, offset);
 }
 
 static const char *visit(struct walk *walk, uint64_t offset)
@@ -112,7 +120,7 @@ static const char *follow(struct walk *walk)
             else if (colour << heap->shift == heap->good && is_stale(heap, offset))
                 wrong = "a reference of the good colour leads to where something was, or will not be";
             else
-                wrong = visit(walk, mm_forwarded(heap, offset));
+                wrong = visit(walk, found_at(heap, reference));
         }
     }
     return wrong;
@@ -136,7 +144,7 @@ static const char *check_roots(struct walk *walk)
     }
     for (uint32_t index = 1; wrong == NULL && index < heap->weak_count; index++)
         if (heap->weak[index] != 0 && heap->weak[index] % 2 == 0)
-            wrong = check_object(heap, mm_forwarded(heap, heap->weak[index]));
+            wrong = check_object(heap, found_at(heap, heap->weak[index]));
     if (wrong == NULL && (pinned != heap->pinned || exports != heap->exports))
         wrong = "views were miscounted";
     return wrong;
