@@ -14,6 +14,9 @@
  * is right as it stands: none leads into a block that is leaving, or to where something was. Another
  * may, and is looked up, and mended if its object is where it will be.
  *
+ * Work by offset is done in the plain view of the pages, which is where exports lie too. There may be
+ * three more, one for each colour, at the addresses that references of that colour are counted from.
+ *
  * A collection is a row of phases, cut into steps of any length; between two steps anybody may do
  * anything. What can be reached when ROOTS begins, and all that is made later, is marked when TRACE
  * ends: whoever takes a root away or overwrites a reference marks what it led to. */
@@ -37,6 +40,7 @@ enum {
 };
 
 enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
+enum { MM_COLOURS = 3, MM_VIEWS = 1 + MM_COLOURS };
 enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
@@ -108,10 +112,14 @@ struct mm_root {
 };
 
 struct mm_heap {
-    unsigned char *base;
+    unsigned char *base;               /* of the plain view */
+    unsigned char *views[MM_VIEWS];    /* all there are: the plain one, and one for each colour, 1 << shift apart */
+    unsigned view_count;               /* 1 or MM_VIEWS */
+    bool guard;                        /* of the colours' views only that of the good one may be touched */
     int fd;
     unsigned shift, page_shift;
     uint64_t good;                     /* the good colour, in place */
+    uint64_t offsets;                  /* the bits of a reference that are its offset */
     uint64_t limit, committed;         /* bytes */
     uint64_t allowed;                  /* committed bytes up to which nothing outside need be asked */
     unsigned target;                   /* held per live bytes, in thousandths */
@@ -145,6 +153,19 @@ static inline uint32_t mm_block_at(uint64_t offset)
 static inline struct mm_object *mm_header_at(const struct mm_heap *heap, uint64_t offset)
 {
     return (struct mm_object *)(void *)(heap->base + offset);
+}
+
+static inline uint64_t mm_offset(const struct mm_heap *heap, uint64_t reference)
+{
+    return reference & heap->offsets;
+}
+
+/* What a reference of the good colour leads to: where there are views, its colour chooses one. */
+static inline struct mm_object *mm_at(const struct mm_heap *heap, uint64_t reference)
+{
+    if (heap->view_count == 1)
+        return mm_header_at(heap, mm_offset(heap, reference));
+    return (struct mm_object *)(void *)(heap->views[1] + reference);
 }
 
 static inline bool mm_is_record(const struct mm_object *header)
@@ -273,6 +294,7 @@ void mm_release(struct mm_heap *heap, uint64_t offset);
 /* roots.c */
 /* The root of an object, made if it has none, with one holder more; 0: no memory. */
 uint32_t mm_hold(struct mm_heap *heap, uint64_t offset);
+uint32_t mm_hold_at(struct mm_heap *heap, uint64_t reference);
 void mm_drop(struct mm_heap *heap, uint32_t root);
 /* A container's value: one root, never shared. */
 uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
@@ -292,14 +314,29 @@ uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
 struct mm_forward *mm_forward_new(const struct mm_block *block);      /* NULL: no memory */
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
 
-/* The offset a reference slot names now: the load barrier. */
-static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
+/* The load barrier: what a reference slot names now, as a reference of the good colour, or 0. It may
+ * be followed until the next step. */
+static inline uint64_t mm_load_reference(struct mm_heap *heap, _Atomic uint64_t *slot)
 {
     uint64_t reference = atomic_load_explicit(slot, memory_order_relaxed);
     if (((reference ^ heap->good) & (uint64_t)3 << heap->shift) == 0)
-        return reference ^ heap->good;
+        return reference;
     return mm_mend(heap, slot, reference);
 }
+
+/* The same as an offset. */
+static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
+{
+    return mm_offset(heap, mm_load_reference(heap, slot));
+}
+
+/* views.c */
+/* PROT_* of a view: what anybody must give it who maps parts of it again. */
+int mm_view_protection(const struct mm_heap *heap, unsigned view);
+/* Guard the views as the good colour wants it; mm_turn makes the next colour the good one. False: the
+ * kernel will not, and all is as it was. */
+bool mm_guard(struct mm_heap *heap);
+bool mm_turn(struct mm_heap *heap);
 
 /* mark.c: phases return whether they have come to their end. */
 void mm_shade(struct mm_heap *heap, uint64_t offset);                 /* it is alive */
