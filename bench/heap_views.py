@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-
-import mirrormap as mm
 from children import apart, memory
 from heap_objects import RESULTS, plant, walk
+
+import mirrormap as mm
 
 HERE: Final = Path(__file__).parent
 MIB: Final = 1 << 20
@@ -102,8 +102,8 @@ def life(mode: str, count: int, values: int) -> dict[str, float]:
     if heap.stats().marked != 6 * nodes:
         raise RuntimeError("not every node was marked")
     found["full mark, ms"] = 1e3 * statistics.median(marks)
-    top = heap.roots["top"]
-    found["walk from Python, ns a node"] = 1e9 * min(timed(lambda: walk(top)) for _ in range(2)) / nodes
+    walks = [timed(lambda: walk(heap.roots["top"])) for _ in range(2)]
+    found["walk from Python, ns a node"] = 1e9 * min(walks) / nodes
     images: list[mm.Frozen] = []
     found["freeze, ms"] = 1e3 * timed(lambda: images.append(heap.freeze()))
     images.pop().close()
@@ -124,7 +124,6 @@ def life(mode: str, count: int, values: int) -> dict[str, float]:
     found["page tables, MiB"] = (memory("VmPTE") - before["VmPTE"]) / MIB
     found["mappings of the heap"] = sum("mirrormap:heap" in line for line in maps())
     found["other mappings more"] = entries() - mappings - found["mappings of the heap"]
-    del top
     kept.clear()
     heap.close()
     return found
@@ -154,9 +153,7 @@ def main() -> None:
                 name = f"{nbytes // MIB} MiB, {'shuffled' if shuffled else 'in order'}"
                 cells = told[name] = chase(function, nbytes, shuffled, options.turns)
                 first, *others = cells.values()
-                table.add_row(
-                    name, f"{first:.2f}", *(f"{each:.2f} ({each / first:.2f}x)" for each in others)
-                )
+                table.add_row(name, f"{first:.2f}", *(f"{each:.2f} ({each / first:.2f}x)" for each in others))
     console.print(table)
 
     rounds: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}

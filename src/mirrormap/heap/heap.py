@@ -85,8 +85,8 @@ class Heap(HeapBase, Closing):
     """
 
     __slots__ = (
-        "__weakref__", "_arrays", "_colours", "_mapping", "_max_nbytes", "_names", "_pages", "_records", "_target",
-        "_thread",
+        "__weakref__", "_arrays", "_colours", "_mapping", "_max_nbytes", "_names", "_pages", "_records",
+        "_target", "_thread",
     )  # fmt: skip
 
     def __init__(
@@ -105,8 +105,8 @@ class Heap(HeapBase, Closing):
             raise ValueError(f"max_bytes {limit:,} must be at most {_MOST_NBYTES:,}")
         if page_kind(page_size) != page_kind(None):
             raise ValueError(
-                f"page_size {page_size!r} must be the system's, {page_kind(None).nbytes:,}: a heap gives single "
-                "pages out of its blocks back, which huge pages cannot be"
+                f"page_size {page_size!r} must be the system's, {page_kind(None).nbytes:,}: "
+                "a heap gives single pages out of its blocks back, which huge pages cannot be"
             )
         if views not in (1, _COLOURS):
             raise ValueError(f"views {views!r} must be 1, or {_COLOURS}: one for each colour of a reference")
