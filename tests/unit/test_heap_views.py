@@ -84,7 +84,7 @@ def test_exports_lie_in_the_plain_view(heap: mm.Heap) -> None:
 
 
 def test_a_guarded_heap_opens_only_the_view_of_the_good_colour() -> None:
-    with mm.Heap("32MiB", collector="manual", guard=True) as heap:
+    with mm.Heap("32MiB", collector="manual", **MODES["guard"]) as heap:
         node = heap.new(0, 1)
         for _ in range(7):
             node[0] = kept = heap.put(b"kept")
@@ -92,7 +92,7 @@ def test_a_guarded_heap_opens_only_the_view_of_the_good_colour() -> None:
             assert protections_of(heap) == ["rw" if colour == good else "none" for colour in range(3)]
             turn(heap)
             assert node[0] == kept
-    with mm.Heap("32MiB", collector="manual", views=3) as heap:
+    with mm.Heap("32MiB", collector="manual", **MODES["views"]) as heap:
         turn(heap)
         assert protections_of(heap) == ["rw"] * 3
 
