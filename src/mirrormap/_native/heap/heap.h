@@ -155,19 +155,6 @@ static inline struct mm_object *mm_header_at(const struct mm_heap *heap, uint64_
     return (struct mm_object *)(void *)(heap->base + offset);
 }
 
-static inline uint64_t mm_offset(const struct mm_heap *heap, uint64_t reference)
-{
-    return reference & heap->offsets;
-}
-
-/* What a reference of the good colour leads to: where there are views, its colour chooses one. */
-static inline struct mm_object *mm_at(const struct mm_heap *heap, uint64_t reference)
-{
-    if (heap->view_count == 1)
-        return mm_header_at(heap, mm_offset(heap, reference));
-    return (struct mm_object *)(void *)(heap->views[1] + reference);
-}
-
 static inline bool mm_is_record(const struct mm_object *header)
 {
     return (header->word & MM_RECORD) != 0;
@@ -314,30 +301,6 @@ uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
 struct mm_forward *mm_forward_new(const struct mm_block *block);      /* NULL: no memory */
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
 
-/* The load barrier: what a reference slot names now, as a reference of the good colour, or 0. It may
- * be followed until the next step. */
-static inline uint64_t mm_load_reference(struct mm_heap *heap, _Atomic uint64_t *slot)
-{
-    uint64_t reference = atomic_load_explicit(slot, memory_order_relaxed);
-    if (((reference ^ heap->good) & (uint64_t)3 << heap->shift) == 0)
-        return reference;
-    return mm_mend(heap, slot, reference);
-}
-
-/* The same as an offset. */
-static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
-{
-    return mm_offset(heap, mm_load_reference(heap, slot));
-}
-
-/* views.c */
-/* PROT_* of a view: what anybody must give it who maps parts of it again. */
-int mm_view_protection(const struct mm_heap *heap, unsigned view);
-/* Guard the views as the good colour wants it; mm_turn makes the next colour the good one. False: the
- * kernel will not, and all is as it was. */
-bool mm_guard(struct mm_heap *heap);
-bool mm_turn(struct mm_heap *heap);
-
 /* mark.c: phases return whether they have come to their end. */
 void mm_shade(struct mm_heap *heap, uint64_t offset);                 /* it is alive */
 bool mm_is_marked(const struct mm_heap *heap, uint64_t offset);
@@ -387,5 +350,7 @@ int64_t mm_pause_at(const struct mm_pauses *pauses, unsigned thousandths);
 /* verify.c: a trace of its own. NULL: all is well; else what is not, at `where`. */
 struct mm_census { uint64_t objects, references, bytes; };
 const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *where);
+
+#include "views.h"
 
 #endif
