@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 CC ?= cc
 
-.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap matrix others pythons dist asan sanitize soak soak-counts fuzz clean
+.PHONY: help demo test test-numpy lint audit docs man bench bench-ring bench-maps bench-arrays bench-channel bench-heap bench-heap-views heap-modes matrix others pythons dist asan sanitize soak soak-counts fuzz clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -92,6 +92,17 @@ test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests unde
 		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-ours.txt
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 
+# HEAPS=views or HEAPS=guard: what heaps are made as where a test does not say
+IN_MODE = $(if $(HEAPS),MIRRORMAP_HEAPS=$(HEAPS) PYTHONPATH=$(CURDIR)/tests/modes:$(CURDIR)/tests)
+OF_HEAPS := $(wildcard tests/unit/test_heap*.py tests/model/test_heap*_model.py tests/fault/test_heap*.py) tests/unit/test_threads_heap.py tests/unit/test_demo_heap.py
+heap-modes: $(VENV)/.installed $(VENV)/.group-test ## run every test of heaps with a view for each colour, and guarded (HEAPS=guard: only so)
+ifeq ($(HEAPS),)
+	$(MAKE) heap-modes HEAPS=views
+	$(MAKE) heap-modes HEAPS=guard
+else
+	$(IN_MODE) $(BIN)/python -m pytest $(OF_HEAPS) $(PYTEST_ARGS)
+endif
+
 # tests of models and of programs of their own, which never load the package
 OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/unit/test_heap_native.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_cursor_protocol.py
 
@@ -108,8 +119,8 @@ asan: $(ASAN)/bin/uv
 
 SANITIZED = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 \
 	PYTHONMALLOC=malloc UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-sanitize: asan ## run the tests under ASan and UBSan, with faults injected
-	$(SANITIZED) python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
+sanitize: asan ## run the tests under ASan and UBSan, with faults injected (HEAPS=views, HEAPS=guard: every heap so)
+	$(SANITIZED) $(IN_MODE) python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
 
 FUZZED = $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
 fuzz: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.group-fuzz ## fuzz every parser and shared header, a minute each (SECONDS=600 TARGET=channel)
@@ -147,6 +158,9 @@ bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CP
 	$(BIN)/python bench/heap_objects.py
 	$(BIN)/python bench/heap_graphs.py
 	$(BIN)/python bench/heap_plot.py
+
+bench-heap-views: $(VENV)/.installed ## run a heap with one view beside one with a view for each colour, and a guarded one
+	$(BIN)/python bench/heap_views.py
 
 bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel against its peers
 	$(BIN)/python bench/messages.py $(BENCH_ARGS)

@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import wave
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -272,6 +273,14 @@ def held() -> dict[str, int]:
         "descriptors": len(os.listdir("/proc/self/fd")),
         "huge pages": _unreturned.total() + sum(_pages_in_use(folder) for folder in _reserving),
     }
+
+
+def heaps_are_gone() -> None:
+    """Wait for the threads of heaps that were dropped: nobody closes those, so each sees that by itself."""
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "mirrormap heap":
+            thread.join(PATIENCE_S)
 
 
 _initial: dict[Path, int] = {}

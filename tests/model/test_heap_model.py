@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mirrormap as mm
+from heap_modes import MODES, TRIED
 
 LENGTHS = st.one_of(
     st.integers(0, 200), st.integers(0, 5000), st.sampled_from([65_000, 65_520, 65_521, 300_000])
@@ -31,9 +32,10 @@ class Garbage(RuleBasedStateMachine):
         collector=st.sampled_from(["manual", "incremental", "background"]),
         stress=st.sampled_from([0, 0, 2000, 100_000]),
         in_place=st.booleans(),
+        mode=st.sampled_from(TRIED),
     )
-    def start(self, ratio: float, collector: Any, stress: int, in_place: bool) -> None:
-        self.heap = mm.Heap("32MiB", target=ratio, collector=collector, stress=stress)
+    def start(self, ratio: float, collector: Any, stress: int, in_place: bool, mode: str) -> None:
+        self.heap = mm.Heap("32MiB", target=ratio, collector=collector, stress=stress, **MODES[mode])
         self.heap._slide(in_place)
         self.held: list[tuple[mm.Ref, Thing]] = []
         self.named: dict[str, Thing] = {}

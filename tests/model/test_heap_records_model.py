@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mirrormap as mm
+from heap_modes import MODES, TRIED
 from mirrormap import Ref
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
@@ -26,9 +27,9 @@ class Plain:
 
 
 class Records(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heap = mm.Heap("32MiB")
+    @initialize(mode=st.sampled_from(TRIED))
+    def start(self, mode: str) -> None:
+        self.heap = mm.Heap("32MiB", **MODES[mode])
         self.node: Any = self.heap.record("Node", small="u1", key="i8", left=Ref, weight="f4", right=Ref)
         self.held: list[tuple[Any, Plain]] = []
         self.named: dict[str, Plain] = {}
@@ -107,6 +108,8 @@ class Records(RuleBasedStateMachine):
                 compare(image.roots[name], graph)
 
     def teardown(self) -> None:
+        if not hasattr(self, "heap"):
+            return
         for image, _ in self.images:
             image.close()
         self.held.clear()

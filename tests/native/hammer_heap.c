@@ -32,7 +32,7 @@ struct view {
 struct mutator {
     uint64_t luck, number;
     uint32_t held[SLOTS];              /* roots of objects, by holders of this thread */
-    uint32_t owned[SLOTS];             /* roots of values */
+    struct mm_owner owner;             /* values, by the numbers of slots */
     uint32_t weak[SLOTS];
     struct view views[VIEWS];
     uint64_t reads;
@@ -113,16 +113,47 @@ static void put(struct mutator *self)
     replace(&self->held[random_below(self, SLOTS)], offset != 0 ? mm_hold(&heap, offset) : 0);
 }
 
+static struct mm_key key_of(uint64_t slot)
+{
+    struct mm_key key = {.kind = MM_KEY_INT, .length = sizeof slot};
+    memcpy(key.text, &slot, sizeof slot);
+    return key;
+}
+
+static uint32_t hash_of(uint64_t slot)
+{
+    return (uint32_t)(slot * 0x9e3779b1);
+}
+
+/* The entry of a slot, or 0. */
+static uint32_t entry_of(struct mutator *self, uint64_t slot)
+{
+    struct mm_key key = key_of(slot);
+    uint32_t entry = self->owner.count != 0 ? mm_first_of(&self->owner, hash_of(slot)) : 0;
+    while (entry != 0 && memcmp(mm_entries(&heap.index)[entry].text, key.text, sizeof slot) != 0)
+        entry = mm_entries(&heap.index)[entry].chain;
+    return entry;
+}
+
+static void disown(struct mutator *self, uint32_t entry)
+{
+    uint64_t nbytes = mm_object_nbytes(mm_header_at(&heap, mm_entries(&heap.index)[entry].offset));
+    mm_entry_remove(&heap, &self->owner, entry);
+    mm_give_way(&heap, 4 * nbytes);
+}
+
 static void own(struct mutator *self)
 {
-    uint32_t *slot = &self->owned[random_below(self, SLOTS)];
-    if (*slot != 0) {
-        uint64_t nbytes = mm_object_nbytes(mm_header_at(&heap, heap.roots[*slot].offset));
-        mm_forget(&heap, *slot);
-        mm_give_way(&heap, nbytes);
-    }
+    uint64_t slot = random_below(self, SLOTS);
+    uint32_t entry = entry_of(self, slot);
+    if (entry != 0)
+        disown(self, entry);
+    if (mm_entry_reserve(&heap, &self->owner) != 0)
+        return;
     uint64_t offset = make(self, true);
-    *slot = offset != 0 ? mm_keep(&heap, offset) : 0;
+    struct mm_key key = key_of(slot);
+    if (offset != 0)
+        mm_entry_add(&heap, &self->owner, &key, hash_of(slot), offset);
 }
 
 /* Let one object lead to another, and go where one leads. */
@@ -164,8 +195,11 @@ static void look_weakly(struct mutator *self)
 /* Pin an object, and let its container go now and then: the view goes on. */
 static void show(struct mutator *self, struct view *view)
 {
+    uint64_t slot = random_below(self, SLOTS);
     view->owned = random_below(self, 2) != 0;
-    uint32_t *slot = &(view->owned ? self->owned : self->held)[random_below(self, SLOTS)], root = *slot;
+    uint32_t entry = view->owned ? entry_of(self, slot) : 0, root = view->owned ? 0 : self->held[slot];
+    if (entry != 0)
+        root = mm_show(&heap, entry);
     if (root == 0 || mm_is_record(mm_header_at(&heap, heap.roots[root].offset)))
         return;
     if (!view->owned)
@@ -173,16 +207,16 @@ static void show(struct mutator *self, struct view *view)
     mm_pin(&heap, root);
     view->root = root;
     view->data = words_of(heap.roots[root].offset, &view->count);
-    if (view->owned) {
-        mm_forget(&heap, root);
-        *slot = 0;
-    }
+    if (view->owned && random_below(self, 2))
+        disown(self, entry_of(self, slot));
 }
 
 static void hide(struct view *view)
 {
     mm_unpin(&heap, view->root);
-    if (!view->owned)
+    if (view->owned)
+        mm_show_no_more(&heap, view->root);
+    else
         mm_drop(&heap, view->root);
     view->root = 0;
 }
@@ -259,6 +293,7 @@ int main(int count, char **words)
     heap = (struct mm_heap){
         .base = base, .fd = fd, .shift = (unsigned)__builtin_ctz(SPACE), .page_shift = (unsigned)__builtin_ctzl((unsigned long)getpagesize()),
         .limit = LIMIT, .allowed = UINT64_MAX, .target = 1050, .count = SPACE >> MM_BLOCK_SHIFT,
+        .offsets = SPACE - 1, .views = {base}, .view_count = 1,
     };
     heap.pacing.bell = -1;
     heap.pacing.mode = MM_BACKGROUND;
@@ -266,9 +301,13 @@ int main(int count, char **words)
         fail("no heap", 0);
     pthread_t threads[MUTATORS + 1];
     static struct mutator mutators[MUTATORS];
+    for (int which = 0; which < MUTATORS; which++)
+        if (mm_owner_open(&heap, &mutators[which].owner) != 0)
+            fail("no container", 0);
     pthread_create(&threads[MUTATORS], NULL, collect, NULL);
     for (uint64_t which = 0; which < MUTATORS; which++) {
-        mutators[which] = (struct mutator){.luck = 0x9e3779b97f4a7c15 * (which + 1), .number = which << 40};
+        mutators[which].luck = 0x9e3779b97f4a7c15 * (which + 1);
+        mutators[which].number = which << 40;
         pthread_create(&threads[which], NULL, mutate, &mutators[which]);
     }
     uint64_t reads = 0;
@@ -284,6 +323,12 @@ int main(int count, char **words)
         fail("nothing was collected, moved or looked at", 0);
     if (heap.exports != 0 || heap.pinned != 0)
         fail("views that nobody has", heap.exports);
+    for (int which = 0; which < MUTATORS; which++) {
+        while (mutators[which].owner.oldest != 0)
+            mm_entry_remove(&heap, &mutators[which].owner, mutators[which].owner.oldest);
+        mm_owner_close(&heap, &mutators[which].owner);
+    }
+    verify();
     mm_heap_close(&heap);
     return 0;
 }

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mirrormap as mm
-from support import address_of, succeeds
+from support import address_of, heaps_are_gone, succeeds
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_views_outlive_everything_else() -> None:
     array.extend(range(3))
     view = array.array
     del array
-    gc.collect()
+    heaps_are_gone()
     assert view.tolist() == [0, 1, 2]
 
 

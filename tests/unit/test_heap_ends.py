@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import threading
 
 import pytest
 
 import mirrormap as mm
 from mirrormap import cgroups
-from support import PATIENCE_S, succeeds
+from support import heaps_are_gone, succeeds
 
 
 def test_a_full_memory_cgroup_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +75,7 @@ def test_dropping_it_with_refs_and_views_alive() -> None:
     gc.collect()
     assert view.tobytes() == b"alive"
     del view
-    gc.collect()
-    for thread in threading.enumerate():
-        if thread.name == "mirrormap heap":
-            thread.join(PATIENCE_S)  # nobody closes that heap: its thread sees by itself that it is gone
+    heaps_are_gone()
 
 
 def test_a_forked_child_is_refused_and_spoils_nothing() -> None:

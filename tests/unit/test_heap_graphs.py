@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import mirrormap as mm
+from heap_modes import MODES, TRIED
 from support import scaled
 
 
+@pytest.fixture(params=TRIED)
+def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return MODES[request.param]
+
+
 @pytest.fixture(params=["manual", "incremental", "background"])
-def heap(request: pytest.FixtureRequest) -> Iterator[mm.Heap]:
-    with mm.Heap("256MiB", collector=request.param) as made:
+def heap(request: pytest.FixtureRequest, mode: dict[str, Any]) -> Iterator[mm.Heap]:
+    with mm.Heap("256MiB", collector=request.param, **mode) as made:
         yield made
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import Ref
-from support import succeeds
+from support import heaps_are_gone, succeeds
 
 LIMITS = {
     "b1": (False, True), "i1": (-128, 127), "u1": (0, 255), "i2": (-(2**15), 2**15 - 1), "u2": (0, 2**16 - 1),
@@ -334,6 +334,7 @@ def test_a_record_holds_its_heap_and_its_class_does_not() -> None:
     del made
     with pytest.raises(mm.ClosedError, match="gone"):
         node(1)
+    heaps_are_gone()
 
 
 def test_a_forked_child_is_refused() -> None:

@@ -5,6 +5,8 @@
 #include "heap_doc.h"
 #include "places.h"
 
+#include <errno.h>
+
 PyTypeObject *heap_type;
 
 HeapBase *heap_of(PyObject *object)
@@ -31,14 +33,43 @@ struct mm_heap *heap_open(PyObject *self)
     return NULL;
 }
 
-/* _attach(region, fd, page_nbytes, limit, target): over the pages that the region shows from offset 0 on */
+/* The views of colours, which must lie as references count. */
+static bool take_colours(HeapBase *heap, PyObject *colours, bool guard)
+{
+    struct mm_heap *core = &heap->core;
+    Py_ssize_t count = PyTuple_Size(colours);
+    core->view_count = 1;
+    for (Py_ssize_t colour = 0; colour < count && count == MM_COLOURS; colour++) {
+        PyObject *shown = PyTuple_GetItem(colours, colour);
+        Region *region = Py_TYPE(shown) == region_type ? region_open(shown) : NULL;
+        unsigned char *first = core->view_count > 1 ? core->views[1] : NULL;
+        if (region == NULL || region->nbytes != core->offsets + 1
+            || (first != NULL && (unsigned char *)region->address != first + ((uint64_t)colour << core->shift)))
+            break;
+        core->views[core->view_count++] = (unsigned char *)region->address;
+    }
+    if (PyErr_Occurred() || (Py_ssize_t)core->view_count != 1 + count || (guard && count == 0)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "_attach: bad views");
+        return false;
+    }
+    core->guard = guard;
+    if (mm_guard(core))
+        return true;
+    raise_errno(ENOMEM);
+    return false;
+}
+
+/* _attach(region, colours, guard, fd, page_nbytes, limit, target): over the pages that the region shows from offset
+ * 0 on, and each of the colours' regions too */
 static PyObject *heap_attach(PyObject *self, PyObject *args)
 {
-    PyObject *shown;
-    int fd;
+    PyObject *shown, *colours;
+    int fd, guard;
     unsigned page_nbytes, target;
     unsigned long long limit;
-    if (!PyArg_ParseTuple(args, "O!iIKI", region_type, &shown, &fd, &page_nbytes, &limit, &target))
+    if (!PyArg_ParseTuple(args, "O!O!piIKI", region_type, &shown, &PyTuple_Type, &colours, &guard, &fd, &page_nbytes,
+                          &limit, &target))
         return NULL;
     HeapBase *heap = heap_of(self);
     Region *region = region_open(shown);
@@ -53,9 +84,11 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
     heap->core = (struct mm_heap){
         .base = (unsigned char *)region->address, .fd = fd, .shift = (unsigned)__builtin_ctzll(nbytes),
         .page_shift = (unsigned)__builtin_ctz(page_nbytes), .limit = limit, .target = target,
-        .count = (uint32_t)(nbytes >> MM_BLOCK_SHIFT),
+        .count = (uint32_t)(nbytes >> MM_BLOCK_SHIFT), .views = {(unsigned char *)region->address}, .offsets = nbytes - 1,
     };
     heap->core.pacing.bell = -1;
+    if (!take_colours(heap, colours, guard != 0))
+        return NULL;
     if (mm_heap_open(&heap->core) != 0)
         return PyErr_NoMemory();
     heap->dtypes = PyList_New(0);
@@ -65,6 +98,7 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
     if (heap->dtypes == NULL || heap->numbers == NULL || heap->layouts == NULL || heap->types == NULL)
         return NULL;
     heap->region = Py_NewRef(shown);
+    heap->colours = Py_NewRef(colours);
     heap->process = this_process;
     Py_RETURN_NONE;
 }
@@ -80,6 +114,7 @@ static void detach(HeapBase *heap)
     Py_CLEAR(heap->layouts);
     Py_CLEAR(heap->types);
     Py_CLEAR(heap->region);
+    Py_CLEAR(heap->colours);
     Py_CLEAR(heap->dtypes);
     Py_CLEAR(heap->numbers);
     Py_CLEAR(heap->failure);

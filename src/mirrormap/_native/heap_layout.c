@@ -288,10 +288,10 @@ static PyObject *field_get(PyObject *self, PyObject *owner, PyObject *type)
     if (frozen)
         return frozen_at(((Frozen *)owner)->image, atomic_load_explicit(slot_of(header, field), memory_order_relaxed));
     PyObject *heap = ((Record *)owner)->ref.heap;
-    uint64_t offset = mm_load(&heap_of(heap)->core, slot_of(header, field));
-    if (offset == 0)
+    uint64_t reference = mm_load_reference(&heap_of(heap)->core, slot_of(header, field));
+    if (reference == 0)
         Py_RETURN_NONE;
-    return heap_object(heap, offset);
+    return heap_object_at(heap, reference);
 }
 
 int field_set(PyObject *self, PyObject *owner, PyObject *value)

@@ -29,18 +29,23 @@ static PyObject *make(PyTypeObject *type, PyObject *layout, PyObject *heap, uint
     return made;
 }
 
-PyObject *heap_object(PyObject *heap, uint64_t offset)
+PyObject *heap_object_at(PyObject *heap, uint64_t reference)
 {
     struct mm_heap *core = &heap_of(heap)->core;
-    const struct mm_object *header = mm_header_at(core, offset);
+    const struct mm_object *header = mm_at(core, reference);
     Py_ssize_t number = mm_is_record(header) ? (Py_ssize_t)mm_type(header) : -1;
-    uint32_t root = mm_hold(core, offset);
+    uint32_t root = mm_hold_at(core, reference);
     if (root == 0)
         return PyErr_NoMemory();
     if (number < 0)
         return ref_make(ref_type, heap, root, false);
     return make((PyTypeObject *)PyList_GetItem(heap_of(heap)->types, number), PyList_GetItem(heap_of(heap)->layouts, number),
                 heap, root);
+}
+
+PyObject *heap_object(PyObject *heap, uint64_t offset)
+{
+    return heap_object_at(heap, offset | heap_of(heap)->core.good);
 }
 
 /* _adopt(class, layout): the records of that layout are instances of that class from now on */

@@ -185,10 +185,10 @@ static PyObject *ref_getitem(PyObject *self, PyObject *index)
     if (slot == NULL)
         return NULL;
     struct mm_heap *core = core_of(ref_of(self));
-    uint64_t offset = mm_load(core, slot);
-    if (offset == 0)
+    uint64_t reference = mm_load_reference(core, slot);
+    if (reference == 0)
         Py_RETURN_NONE;
-    return heap_object(ref_of(self)->heap, offset);
+    return heap_object_at(ref_of(self)->heap, reference);
 }
 
 static int ref_setitem(PyObject *self, PyObject *index, PyObject *value)

@@ -9,7 +9,8 @@
 typedef struct {
     PyObject_HEAD
     struct mm_heap core;
-    PyObject *region;          /* NULL: closed, or not attached yet */
+    PyObject *region;          /* the plain view; NULL: closed, or not attached yet */
+    PyObject *colours;         /* tuple: the colours' views, or none */
     PyObject *dtypes;          /* list: number - 1 -> dtype */
     PyObject *numbers;         /* dict: dtype -> number */
     PyObject *failure;         /* or (exception, text): the collector's thread died */
@@ -60,6 +61,7 @@ PyObject *heap_pauses(PyObject *self, PyObject *unused);
 
 /* heap_record.c: what holds the object at an offset, a Ref or a record of its class; and the heap's classes. */
 PyObject *heap_object(PyObject *heap, uint64_t offset);
+PyObject *heap_object_at(PyObject *heap, uint64_t reference);
 PyObject *heap_adopt(PyObject *self, PyObject *args);
 void heap_forget_layouts(HeapBase *heap);
 /* heap_map.c */

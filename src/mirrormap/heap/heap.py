@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from mirrormap import cgroups, portraits
+from mirrormap.backing import page_kind
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap import collecting
@@ -40,6 +41,7 @@ _LONGEST_STEP_US: Final = 1e9
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _LOOKS: Final = 10
+_COLOURS: Final = 3
 
 
 class Heap(HeapBase, Closing):
@@ -50,11 +52,20 @@ class Heap(HeapBase, Closing):
             moving objects. Eight times as many addresses are reserved, which cost nothing.
         target: how many bytes may be held for each live one, at least 1.02. Moving objects more
             often is what a lower one costs. For values of containers, what finds them is counted too.
+        page_size: None, or the system's. Pages go back one by one out of blocks of 256 KiB, which huge
+            ones cannot: they are refused.
         collector: who collects objects held by Refs. "manual": `collect()` and `step()`, and a full heap.
             "incremental": allocation too, in steps of at most 0.15 ms, from when so much has lost its
             last Ref or root that `target` may be broken. "background": a thread as well, which needs no
             allocation; where it dies, later calls raise MirrorError. Values of containers die, and are
             moved together, without any of that.
+        views: 1, or 3: the pages are mapped once more for each colour that a reference may have, and a
+            reference's colour chooses the view that it is followed in, by addition, without a mask. Four
+            mappings of 8 * max_bytes and more, whatever happens; a page's frame counts in RSS once for
+            each view that it was touched in. It does not pay (bench/heap_views.py).
+        guard: for tests: of three such views, only that of the good colour can be touched, so that
+            whoever follows a stale reference dies of SIGSEGV there. The colour turns by two mprotect(2)
+            over all the heap, in one step.
         stress: for tests: at every so many bytes allocated, the smallest possible step of a collection,
             or, where that is manual, a whole one.
 
@@ -70,11 +81,11 @@ class Heap(HeapBase, Closing):
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
-        the thread.
+        the thread, mprotect(2) to guard.
     """
 
     __slots__ = (
-        "__weakref__", "_arrays", "_arrays_lock", "_arrays_most", "_mapping", "_max_nbytes",
+        "__weakref__", "_arrays", "_arrays_lock", "_arrays_most", "_colours", "_mapping", "_max_nbytes",
         "_names", "_pages", "_records", "_target", "_thread",
     )  # fmt: skip
 
@@ -83,12 +94,22 @@ class Heap(HeapBase, Closing):
         max_bytes: Size = "8GiB",
         *,
         target: float = 1.10,
+        page_size: Size | None = None,
         collector: collecting.Mode = "background",
+        views: int = 1,
+        guard: bool = False,
         stress: int = 0,
     ) -> None:
         limit = as_nbytes(max_bytes, "max_bytes", minimum=_LEAST_NBYTES)
         if limit > _MOST_NBYTES:
             raise ValueError(f"max_bytes {limit:,} must be at most {_MOST_NBYTES:,}")
+        if page_kind(page_size) != page_kind(None):
+            raise ValueError(
+                f"page_size {page_size!r} must be the system's, {page_kind(None).nbytes:,}: "
+                "a heap gives single pages out of its blocks back, which huge pages cannot be"
+            )
+        if views not in (1, _COLOURS):
+            raise ValueError(f"views {views!r} must be 1, or {_COLOURS}: one for each colour of a reference")
         if not 1.02 <= target <= 100:
             raise ValueError(f"target {target} must be between 1.02 and 100 bytes held per live byte")
         if collector not in collecting.MODES:
@@ -107,9 +128,11 @@ class Heap(HeapBase, Closing):
         self._records: dict[str, tuple[Schema, type[Record]]] = {}
         self._pages = Pages(next_power_of_two(_SPACE * limit), name="heap")
         self._mapping = self._pages.map()
+        self._colours = self._pages.views(_COLOURS) if guard or views != 1 else []
         self._attach(
-            self._mapping._live, self._pages.fileno(), self._pages.page_size, limit, round(target * 1000)
-        )
+            self._mapping._live, tuple(view._live for view in self._colours), guard,
+            self._pages.fileno(), self._pages.page_size, limit, round(target * 1000),
+        )  # fmt: skip
         self._look()
         self._pace(collecting.MODES[collector], -1, stress)
         self._thread = collecting.start(self, stress) if collector == "background" else None
@@ -224,10 +247,11 @@ class Heap(HeapBase, Closing):
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
+        resident = sum(view.resident for view in (self._mapping, *self._colours))
         return HeapStats(
             *told[:-1],
             PHASES[told[-1]],
-            self._mapping.resident,
+            resident,
             pauses,
             arrays=self._array_nbytes(),
             index_nbytes=self._index_nbytes(),
@@ -261,7 +285,8 @@ class Heap(HeapBase, Closing):
             array._close()
         self._names.clear()
         self._records.clear()
-        self._mapping.close()
+        for view in (self._mapping, *self._colours):
+            view.close()
         self._pages.close()
 
     @property

@@ -39,7 +39,8 @@ class HeapStats(NamedTuple):
         returned: bytes of pages given back to the kernel.
         stayed: blocks chosen for moving that had to stay, for want of memory or for a view.
         phase: of the collection under way: one of PHASES.
-        resident: bytes with page-table entries in this process.
+        resident: bytes with page-table entries in this process, as RSS counts them: where the heap has
+            several views, a page once for each that it was touched in.
         pauses: the collector's steps by cause: "allocation" that paid for one, `step()`, `collect()`, the
             thread in the "background", and a "full" heap, which is collected in one go. What moving a
             container's values costs its operations is not counted.

@@ -45,14 +45,14 @@ uint64_t mm_coloured(const struct mm_heap *heap, uint64_t offset)
 
 uint64_t mm_mend(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t reference)
 {
-    uint64_t offset = reference & (((uint64_t)1 << heap->shift) - 1);
+    uint64_t offset = mm_offset(heap, reference);
     if (offset == 0)
         return 0;
     offset = mm_forwarded(heap, offset);
     /* whoever stored another reference meanwhile is right */
     atomic_compare_exchange_strong_explicit(slot, &reference, mm_coloured(heap, offset), memory_order_relaxed,
                                             memory_order_relaxed);
-    return offset;
+    return offset | heap->good;
 }
 
 void mm_store(struct mm_heap *heap, _Atomic uint64_t *slot, uint64_t offset)

@@ -63,7 +63,7 @@ struct mm_pacing {
 struct mm_chunk {
     struct mm_chunk *below;
     uint64_t count;
-    uint64_t offsets[MM_CHUNK];
+    uint64_t references[MM_CHUNK];     /* all of the good colour */
 };
 
 struct mm_marking {

@@ -119,8 +119,9 @@ bool mm_choose(struct mm_heap *heap, struct mm_budget *budget)
                 return false;
     }
     /* references of the old colours are looked at from now on */
-    if (heap->leaving != 0)
-        heap->good = ((heap->good >> heap->shift) + 1) % 3 << heap->shift;
+    if (heap->leaving != 0 && !mm_turn(heap))
+        while (heap->leaving != 0)
+            stay(heap, heap->leaving);
     return true;
 }
 

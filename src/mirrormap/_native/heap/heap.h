@@ -15,6 +15,9 @@
  * is right as it stands: none leads into a block that is leaving, or to where something was. Another
  * may, and is looked up, and mended if its object is where it will be.
  *
+ * Work by offset is done in the plain view of the pages, which is where exports lie too. There may be
+ * three more, one for each colour, at the addresses that references of that colour are counted from.
+ *
  * A collection is a row of phases, cut into steps of any length; between two steps anybody may do
  * anything. What can be reached when ROOTS begins, and all that is made later, is marked when TRACE
  * ends: whoever takes a root away or overwrites a reference marks what it led to. */
@@ -39,6 +42,7 @@ enum {
 };
 
 enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
+enum { MM_COLOURS = 3, MM_VIEWS = 1 + MM_COLOURS };
 enum { MM_LANES = 3, MM_OPEN = 4 };    /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
@@ -114,10 +118,14 @@ struct mm_root {
 };
 
 struct mm_heap {
-    unsigned char *base;
+    unsigned char *base;               /* of the plain view */
+    unsigned char *views[MM_VIEWS];    /* all there are: the plain one, and one for each colour, 1 << shift apart */
+    unsigned view_count;               /* 1 or MM_VIEWS */
+    bool guard;                        /* of the colours' views only that of the good one may be touched */
     int fd;
     unsigned shift, page_shift;
     uint64_t good;                     /* the good colour, in place */
+    uint64_t offsets;                  /* the bits of a reference that are its offset */
     uint64_t limit, committed;         /* bytes */
     uint64_t allowed;                  /* committed bytes up to which nothing outside need be asked */
     unsigned target;                   /* held per live bytes, in thousandths */
@@ -288,6 +296,7 @@ void mm_release(struct mm_heap *heap, uint64_t offset);
 /* roots.c */
 /* The root of an object, made if it has none, with one holder more; 0: no memory. */
 uint32_t mm_hold(struct mm_heap *heap, uint64_t offset);
+uint32_t mm_hold_at(struct mm_heap *heap, uint64_t reference);
 void mm_drop(struct mm_heap *heap, uint32_t root);
 /* The root of an entry's value, with one who looks at it more; 0: no memory. */
 uint32_t mm_show(struct mm_heap *heap, uint32_t entry);
@@ -314,15 +323,6 @@ uint64_t mm_coloured(const struct mm_heap *heap, uint64_t offset);
 uint64_t mm_forwarded(const struct mm_heap *heap, uint64_t offset);
 struct mm_forward *mm_forward_new(const struct mm_block *block);      /* NULL: no memory */
 size_t mm_forward_rank(const struct mm_forward *forward, size_t granule);
-
-/* The offset a reference slot names now: the load barrier. */
-static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
-{
-    uint64_t reference = atomic_load_explicit(slot, memory_order_relaxed);
-    if (((reference ^ heap->good) & (uint64_t)3 << heap->shift) == 0)
-        return reference ^ heap->good;
-    return mm_mend(heap, slot, reference);
-}
 
 /* mark.c: phases return whether they have come to their end. */
 void mm_shade(struct mm_heap *heap, uint64_t offset);                 /* it is alive */
@@ -387,5 +387,7 @@ int64_t mm_pause_at(const struct mm_pauses *pauses, unsigned thousandths);
 /* verify.c: a trace of its own. NULL: all is well; else what is not, at `where`. */
 struct mm_census { uint64_t objects, references, bytes; };
 const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *where);
+
+#include "views.h"
 
 #endif

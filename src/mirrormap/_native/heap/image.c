@@ -9,14 +9,15 @@
 struct carry {
     struct mm_heap *heap;
     uint64_t **to;                     /* by block and granule: where the object will lie; 0: not seen yet */
-    uint64_t *queue;                   /* objects in the order in which they will lie */
+    uint64_t *queue;                   /* references to objects in the order in which they will lie */
     size_t count, room;
     uint64_t end;
 };
 
 /* Where an object goes; 0: there is no memory. The first time it gets a place behind all others. */
-static uint64_t carry_object(struct carry *carry, uint64_t offset)
+static uint64_t carry_object(struct carry *carry, uint64_t reference)
 {
+    uint64_t offset = mm_offset(carry->heap, reference);
     uint32_t index = mm_block_at(offset);
     if (carry->to[index] == NULL) {
         size_t count = carry->heap->blocks[index].kind == MM_RUN ? 1 : MM_BLOCK / MM_GRANULE;
@@ -35,9 +36,9 @@ static uint64_t carry_object(struct carry *carry, uint64_t offset)
         carry->queue = longer;
         carry->room = room;
     }
-    carry->queue[carry->count++] = offset;
+    carry->queue[carry->count++] = reference;
     *to = carry->end;
-    carry->end += mm_object_nbytes(mm_header_at(carry->heap, offset));
+    carry->end += mm_object_nbytes(mm_at(carry->heap, reference));
     return *to;
 }
 
@@ -45,15 +46,15 @@ static uint64_t carry_object(struct carry *carry, uint64_t offset)
 static int find(struct carry *carry, struct mm_freeze *freeze)
 {
     for (size_t root = 0; root < freeze->root_count; root++) {
-        freeze->roots[root] = carry_object(carry, freeze->roots[root]);
+        freeze->roots[root] = carry_object(carry, freeze->roots[root] | carry->heap->good);
         if (freeze->roots[root] == 0)
             return ENOMEM;
     }
     for (size_t head = 0; head < carry->count; head++) {
-        struct mm_object *header = mm_header_at(carry->heap, carry->queue[head]);
+        struct mm_object *header = mm_at(carry->heap, carry->queue[head]);
         for (uint32_t index = 0, count = mm_nrefs(header); index < count; index++) {
-            uint64_t offset = mm_load(carry->heap, &mm_slots(header)[index]);
-            if (offset != 0 && carry_object(carry, offset) == 0)
+            uint64_t reference = mm_load_reference(carry->heap, &mm_slots(header)[index]);
+            if (reference != 0 && carry_object(carry, reference) == 0)
                 return ENOMEM;
         }
     }
@@ -64,7 +65,7 @@ static void copy(struct carry *carry, const struct mm_freeze *freeze)
 {
     uint64_t *starts = (uint64_t *)(void *)(freeze->base + freeze->starts_at), at = MM_IMAGE_START;
     for (size_t head = 0; head < carry->count; head++) {
-        struct mm_object *from = mm_header_at(carry->heap, carry->queue[head]);
+        struct mm_object *from = mm_at(carry->heap, carry->queue[head]);
         struct mm_object *to = (struct mm_object *)(void *)(freeze->base + at);
         uint64_t nbytes = mm_object_nbytes(from), slots_at = mm_slots_at(from);
         memcpy(to, from, slots_at);

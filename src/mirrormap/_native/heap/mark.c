@@ -31,7 +31,7 @@ uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index)
 
 /* --- the stack --------------------------------------------------------------------------------- */
 
-static bool push(struct mm_marking *marking, uint64_t offset)
+static bool push(struct mm_marking *marking, uint64_t reference)
 {
     struct mm_chunk *top = marking->top;
     if (top->count == MM_CHUNK) {
@@ -43,7 +43,7 @@ static bool push(struct mm_marking *marking, uint64_t offset)
         more->count = 0;
         marking->top = top = more;
     }
-    top->offsets[top->count++] = offset;
+    top->references[top->count++] = reference;
     return true;
 }
 
@@ -57,24 +57,24 @@ static uint64_t pop(struct mm_marking *marking)
         marking->spare = top;
         top = marking->top;
     }
-    return top->count != 0 ? top->offsets[--top->count] : 0;
+    return top->count != 0 ? top->references[--top->count] : 0;
 }
 
 /* The next object to look into, or 0: one that was asked of memory a while ago. */
 static uint64_t next(struct mm_heap *heap)
 {
     struct mm_marking *marking = &heap->marking;
-    uint64_t offset;
-    while (marking->count < MM_AHEAD_OF && (offset = pop(marking)) != 0) {
-        __builtin_prefetch(heap->base + offset);
-        marking->ahead[(marking->first + marking->count++) % MM_AHEAD_OF] = offset;
+    uint64_t reference;
+    while (marking->count < MM_AHEAD_OF && (reference = pop(marking)) != 0) {
+        __builtin_prefetch(mm_at(heap, reference));
+        marking->ahead[(marking->first + marking->count++) % MM_AHEAD_OF] = reference;
     }
     if (marking->count == 0)
         return 0;
-    offset = marking->ahead[marking->first];
+    reference = marking->ahead[marking->first];
     marking->first = (marking->first + 1) % MM_AHEAD_OF;
     marking->count--;
-    return offset;
+    return reference;
 }
 
 /* --- marking ------------------------------------------------------------------------------------- */
@@ -84,8 +84,10 @@ static bool is_traced(const struct mm_block *block)
     return block->kind == MM_BYTES || block->kind == MM_OBJECTS;
 }
 
-void mm_shade(struct mm_heap *heap, uint64_t offset)
+/* The colour does not turn before the stack is empty: what lies there stays good. */
+static void shade(struct mm_heap *heap, uint64_t reference)
 {
+    uint64_t offset = mm_offset(heap, reference);
     struct mm_block *block = &heap->blocks[mm_block_at(offset)];
     if (block->kind == MM_RUN) {
         if (block->marked != 0)
@@ -98,8 +100,13 @@ void mm_shade(struct mm_heap *heap, uint64_t offset)
             return;
         *word |= bit;
     }
-    if (!push(&heap->marking, offset))
+    if (!push(&heap->marking, reference))
         block->late = heap->marking.late = true;
+}
+
+void mm_shade(struct mm_heap *heap, uint64_t offset)
+{
+    shade(heap, offset | heap->good);
 }
 
 bool mm_is_marked(const struct mm_heap *heap, uint64_t offset)
@@ -112,9 +119,9 @@ static void look_into(struct mm_heap *heap, struct mm_object *header, uint32_t f
 {
     _Atomic uint64_t *slots = mm_slots(header);
     for (uint32_t index = from; index < to; index++) {
-        uint64_t offset = mm_load(heap, &slots[index]);
-        if (offset != 0)
-            mm_shade(heap, offset);
+        uint64_t reference = mm_load_reference(heap, &slots[index]);
+        if (reference != 0)
+            shade(heap, reference);
     }
 }
 
@@ -162,17 +169,17 @@ bool mm_mark_roots(struct mm_heap *heap, struct mm_budget *budget)
 }
 
 /* Look into one object, or a piece of it. Returns how many references were looked at. */
-static uint32_t trace_one(struct mm_heap *heap, uint64_t offset, uint32_t from)
+static uint32_t trace_one(struct mm_heap *heap, uint64_t reference, uint32_t from)
 {
-    struct mm_block *block = &heap->blocks[mm_block_at(offset)];
-    struct mm_object *header = mm_header_at(heap, offset);
+    struct mm_block *block = &heap->blocks[mm_block_at(mm_offset(heap, reference))];
+    struct mm_object *header = mm_at(heap, reference);
     uint32_t nrefs = mm_nrefs(header), to = nrefs - from > PIECE ? from + PIECE : nrefs;
     if (from == 0) {
         heap->counters.marked++;
         if (block->kind != MM_RUN)
             block->marked += (uint32_t)mm_object_nbytes(header);
     }
-    heap->marking.wide = to < nrefs ? offset : 0;
+    heap->marking.wide = to < nrefs ? reference : 0;
     heap->marking.at = to;
     look_into(heap, header, from, to);
     return to - from;
@@ -182,12 +189,12 @@ bool mm_trace(struct mm_heap *heap, struct mm_budget *budget)
 {
     struct mm_marking *marking = &heap->marking;
     for (;;) {
-        uint64_t offset = marking->wide;
-        uint32_t from = offset != 0 ? marking->at : 0;
-        if (offset == 0)
-            offset = next(heap);
-        if (offset != 0) {
-            if (mm_spend(budget, PER_OBJECT_NS + PER_REFERENCE_NS * (uint64_t)trace_one(heap, offset, from)))
+        uint64_t reference = marking->wide;
+        uint32_t from = reference != 0 ? marking->at : 0;
+        if (reference == 0)
+            reference = next(heap);
+        if (reference != 0) {
+            if (mm_spend(budget, PER_OBJECT_NS + PER_REFERENCE_NS * (uint64_t)trace_one(heap, reference, from)))
                 return false;
         } else if (!marking->late || !look_again(heap)) {
             return true;

@@ -35,14 +35,19 @@ static void free_root(struct mm_heap *heap, uint32_t root)
     heap->root_free = root;
 }
 
-uint32_t mm_hold(struct mm_heap *heap, uint64_t offset)
+uint32_t mm_hold_at(struct mm_heap *heap, uint64_t reference)
 {
-    uint32_t root = mm_header_at(heap, offset)->root;
+    uint32_t root = mm_at(heap, reference)->root;
     if (root == 0)
-        root = new_root(heap, offset, MM_ROOT);
+        root = new_root(heap, mm_offset(heap, reference), MM_ROOT);
     if (root != 0)
         heap->roots[root].holders++;
     return root;
+}
+
+uint32_t mm_hold(struct mm_heap *heap, uint64_t offset)
+{
+    return mm_hold_at(heap, offset | heap->good);
 }
 
 void mm_drop(struct mm_heap *heap, uint32_t root)
