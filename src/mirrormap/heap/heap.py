@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from mirrormap import cgroups, portraits
+from mirrormap import cgroups, portraits, procmaps
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
 from mirrormap.heap import collecting
@@ -22,7 +22,7 @@ from mirrormap.heap.arrays import HeapArray
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.frozen import Frozen, Schema, freeze
 from mirrormap.heap.records import class_of, kind_of, layout_of
-from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses
+from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses, Pin
 from mirrormap.heap.roots import Roots, Weak
 from mirrormap.kernel.heaps import HeapBase, Record, Ref
 from mirrormap.lifetime import Closing
@@ -40,6 +40,8 @@ _LONGEST_STEP_US: Final = 1e9
 _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of them, and may need few pages
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _LOOKS: Final = 10
+_MESHING: Final = 2  # of the mappings that are left, meshing may use one in so many
+_PINS: Final = 16
 
 
 class Heap(HeapBase, Closing):
@@ -109,6 +111,7 @@ class Heap(HeapBase, Closing):
             self._mapping._live, self._pages.fileno(), self._pages.page_size, limit, round(target * 1000)
         )
         self._look()
+        self._count_mappings()
         self._pace(collecting.MODES[collector], -1, stress)
         self._thread = collecting.start(self, stress) if collector == "background" else None
 
@@ -194,10 +197,13 @@ class Heap(HeapBase, Closing):
 
         Returns when all phases of a collection are over that began after the call. It is made of steps:
         other threads run in between, and what they drop meanwhile may be left for the next.
-        Blocks with pinned objects stay where they are and lose the pages that hold nothing alive.
+        Blocks with pinned objects stay where they are, lose the pages that hold nothing alive, and, where they
+        still hold too much, share frames between pages in which nothing overlaps: meshing, which may use half of the
+        mappings that vm.max_map_count leaves.
         Raises: ClosedError, also when another thread closes the heap meanwhile.
         """
         self._look()
+        self._count_mappings()
         goal = self._goal()
         while self._advance(goal, collecting.STEP_NS):
             pass
@@ -217,8 +223,10 @@ class Heap(HeapBase, Closing):
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
+        meshed, mappings = self._meshing()
+        pins = tuple(Pin(*each) for each in self._pins(_PINS))
         return HeapStats(
-            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, arrays=self._array_nbytes()
+            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, self._array_nbytes(), meshed, mappings, pins
         )
 
     def verify(self) -> Census:
@@ -267,6 +275,12 @@ class Heap(HeapBase, Closing):
             )
             if self._stats()[1] == committed:  # else the thread gave pages back meanwhile: there is more left
                 return
+
+    def _count_mappings(self) -> None:
+        """How many mappings meshing may make."""
+        used = self._meshing()[1] - 1
+        left = procmaps.max_map_count() - procmaps.map_count()
+        self._mesh_most(max(0, used + left // _MESHING))
 
     def _repr_html_(self) -> str:
         if self.closed:

@@ -9,6 +9,8 @@
  *     BYTES | OBJECTS -> leaving -> GONE -> FREE
  *                                       evacuated: no pages, but a table that says where things went,
  *                                       until the next marking has mended every reference
+ *     any that shared its frames -> HOST -> FREE
+ *                                       nothing lies there, but pages of others show its frames
  *
  * A reference inside the heap is `offset | colour << shift`; 0 is none. A reference of the good colour
  * is right as it stands: none leads into a block that is leaving, or to where something was. Another
@@ -22,6 +24,7 @@
 
 #include "../sys.h"
 #include "cycle.h"
+#include "mesh.h"
 
 enum {
     MM_GRANULE = 16,                   /* objects begin at multiples of it */
@@ -32,11 +35,13 @@ enum {
     MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
     MM_POOL = 64,                      /* free blocks may keep pages, one of so many that are held */
     MM_SLICE = 1 << 20,                /* bytes of a run given back in one call */
-    MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
+    MM_FULLEST = 64,                   /* blocks by how many 64ths of what they hold is alive */
+    MM_LOOSE,                          /* and meshed ones without pins, which go first */
+    MM_BUCKETS,
     MM_FULL = 62,                      /* a block from this bucket on is not worth moving */
 };
 
-enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
+enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE, MM_HOST };
 enum { MM_LANES = 3 };                 /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
 /* What stands before an object's bytes:  header | data | shape, 8 bytes each | references, 8 each
@@ -86,6 +91,9 @@ struct mm_block {
     bool open;                         /* being filled */
     bool owned : 1;                    /* RUN: by a container */
     bool late : 1;                     /* something in it was marked while there was no memory to remember it */
+    bool meshed : 1;                   /* it has a table of what its pages show */
+    bool seen : 1;                     /* by the meshing under way, or one before */
+    bool written : 1;                  /* an object in it may have a view for writing */
 };
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
@@ -105,6 +113,7 @@ struct mm_root {
     uint32_t holders;
     uint32_t exports;
     uint32_t kind;
+    uint32_t writers;                  /* of the exports */
 };
 
 struct mm_heap {
@@ -132,6 +141,7 @@ struct mm_heap {
     enum mm_phase phase;
     uint32_t cursor;                   /* how far the phase has come */
     struct mm_marking marking;
+    struct mm_meshing meshing;
     struct mm_pacing pacing;
     struct mm_counters counters;
     struct mm_pauses pauses[MM_CAUSES];
@@ -246,8 +256,11 @@ uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, in
 void mm_free_run(struct mm_heap *heap, uint32_t index);
 /* Give back pages of dying runs. True: there are none left. */
 bool mm_reap(struct mm_heap *heap, struct mm_budget *budget);
-/* Give back the pages of `pages` that the block holds; those that the kernel will not take stay. */
+/* Nothing lies in these pages of a block: give back what they hold, save what others share; what the kernel
+ * will not take stays. mm_punch_frames: these pages of the file, whoever shows them. */
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
+void mm_punch_frames(struct mm_heap *heap, uint32_t index, uint64_t frames);
+int mm_commit_frame(struct mm_heap *heap, uint32_t index, unsigned frame);
 /* Give back the pages of a block in the pool. False: it is empty. */
 bool mm_drain_one(struct mm_heap *heap);
 /* Give back what the pool and dying runs hold. */
@@ -279,6 +292,9 @@ uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
 void mm_forget(struct mm_heap *heap, uint32_t root);
 void mm_pin(struct mm_heap *heap, uint32_t root);
 void mm_unpin(struct mm_heap *heap, uint32_t root);
+/* The same by one who writes: the object shares no frame until mm_unpin_written. 0, or an errno and no pin. */
+int mm_pin_written(struct mm_heap *heap, uint32_t root);
+void mm_unpin_written(struct mm_heap *heap, uint32_t root);
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);
 /* What it points at, 0: that is dead. */
 uint64_t mm_weak_get(struct mm_heap *heap, uint32_t index);
@@ -321,9 +337,13 @@ void mm_settle(struct mm_heap *heap, uint64_t offset);
 bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget);
 /* Move values that containers own while that lane holds too much, at most `most` bytes. Returns how many. */
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most);
+/* Do the blocks of this kind hold more than their target and the blocks being filled explain? */
+bool mm_holds_too_much(const struct mm_heap *heap, enum mm_kind kind);
 
 /* cycle.c */
 void mm_begin(struct mm_heap *heap);
+/* The last phases alone: holes beside pinned values. */
+void mm_begin_tidying(struct mm_heap *heap);
 /* Go on with what is under way, for `ns` nanoseconds (0: as little as can be). True: there is more to do. */
 bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns);
 /* All of a collection that begins now. */
@@ -334,6 +354,10 @@ void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
 /* A container's value of so many bytes was removed: the others close up. */
 void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
+/* Nothing pins this meshed block any more. */
+void mm_loosened(struct mm_heap *heap, uint32_t index);
+/* So many bytes of values died beside pinned ones. */
+void mm_left_holes(struct mm_heap *heap, uint64_t nbytes);
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */
