@@ -358,6 +358,8 @@ void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
 void mm_loosened(struct mm_heap *heap, uint32_t index);
 /* So many bytes of values died beside pinned ones. */
 void mm_left_holes(struct mm_heap *heap, uint64_t nbytes);
+/* So many that it is better to begin with them again than to go on meshing. */
+bool mm_has_many_holes(const struct mm_heap *heap);
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */

@@ -7,8 +7,9 @@ enum {
     LEAST_STEP_NS = 40000,             /* what allocation owes is paid in no smaller steps */
     LONGEST_STEP_NS = 150000,
     PATIENCE_NS = 100000000,           /* until a thread collects what little has died */
-    HOLES_PATIENCE_NS = 50000000,      /* between two looks for holes beside pinned values */
-    HOLES_WORTH = 10,                  /* and so many times what the last one took */
+    HOLES_PATIENCE_NS = 20000000,      /* between two looks for holes beside pinned values */
+    HOLES_WORTH = 10,                  /* and so many times what the last one took, if they are few */
+    FEW_HOLES = 32, MANY_HOLES = 8,    /* a share of what is held */
     TOO_FAR = 50,                      /* thousandths above the target */
     WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
 };
@@ -83,7 +84,12 @@ void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
 /* Has so much died beside pinned values that their blocks should be looked at? */
 static bool has_holes(const struct mm_heap *heap)
 {
-    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].held / 32;
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].held / FEW_HOLES;
+}
+
+bool mm_has_many_holes(const struct mm_heap *heap)
+{
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].held / MANY_HOLES;
 }
 
 void mm_left_holes(struct mm_heap *heap, uint64_t nbytes)
@@ -106,7 +112,7 @@ void mm_loosened(struct mm_heap *heap, uint32_t index)
 static int64_t holes_due(const struct mm_heap *heap)
 {
     int64_t patience = HOLES_WORTH * heap->meshing.tidied_ns, waited = mm_sys_now() - heap->meshing.tidied;
-    if (patience < HOLES_PATIENCE_NS)
+    if (mm_has_many_holes(heap) || patience < HOLES_PATIENCE_NS)
         patience = HOLES_PATIENCE_NS;
     return waited < patience ? (patience - waited) / 1000000 + 1 : 0;
 }

@@ -214,7 +214,7 @@ bool mm_mesh(struct mm_heap *heap, struct mm_budget *budget)
     while (error == 0 && (heap->cursor = next_page(heap, heap->cursor)) < end) {
         uint64_t about = 100;
         heap->blocks[mm_block_of_page(heap, heap->cursor)].seen = true;
-        if (heap->meshing.breaks + 2 > heap->meshing.most)
+        if (heap->meshing.breaks + 2 > heap->meshing.most || (heap->meshing.tidying && mm_has_many_holes(heap)))
             break;
         if (mm_is_member(heap, heap->cursor))
             error = consider(heap, heap->cursor, &about);
