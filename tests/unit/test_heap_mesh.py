@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import random
-import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mirrormap as mm
+from mirrormap import procmaps
+from pinned import Looks, entries
 from support import PATIENCE_S, address_of, forked
 
 
@@ -21,48 +21,6 @@ from support import PATIENCE_S, address_of, forked
 def heap() -> Iterator[mm.Heap]:
     with mm.Heap("64MiB", collector="manual") as made:
         yield made
-
-
-class Looks:
-    """Every `keep`th of many small objects or values, each under a view, and what those must go on to show."""
-
-    def __init__(self, heap: mm.Heap, owned: bool, count: int = 8000, keep: int = 16, seed: int = 1) -> None:
-        rng = random.Random(seed)
-        self.heap, self.values = heap, heap.map()
-        self.refs: dict[int, mm.Ref] = {}
-        data = {at: rng.randbytes(rng.randrange(64, 1500)) for at in range(count)}
-        made: dict[int, Any] = {}
-        for at in range(count):
-            if owned:
-                self.values[at] = data[at]
-            else:
-                made[at] = heap.put(data[at])
-        self.data = {at: data[at] for at in rng.sample(range(count), count // keep)}
-        self.views = {at: self.values.view(at) if owned else memoryview(made[at]) for at in self.data}
-        self.where = {at: address_of(view) for at, view in self.views.items()}
-        self.refs = {at: made[at] for at in self.data if not owned}
-        for at in range(count):
-            if owned and at not in self.data:
-                del self.values[at]
-
-    def check(self) -> None:
-        for at, view in self.views.items():
-            assert address_of(view) == self.where[at]
-            assert view == self.data[at]
-
-    def drop(self, at: int) -> None:
-        self.views.pop(at).release()
-        self.refs.pop(at, None)
-        self.values.pop(at, None)
-
-    def clear(self) -> None:
-        for at in list(self.views):
-            self.drop(at)
-
-
-def entries() -> int:
-    """Mappings of heaps, as the kernel counts them."""
-    return len(re.findall("/memfd:mirrormap:heap", Path("/proc/self/maps").read_text()))
 
 
 @pytest.mark.parametrize("owned", [False, True])
@@ -244,9 +202,9 @@ def test_mappings_are_bounded(heap: mm.Heap, most: int) -> None:
     heap.verify()
 
 
-def test_half_of_the_mappings_that_are_left_may_be_used(heap: mm.Heap, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mirrormap import procmaps
-
+def test_half_of_the_mappings_that_are_left_may_be_used(
+    heap: mm.Heap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = Looks(heap, True)
     monkeypatch.setattr(procmaps, "max_map_count", lambda: procmaps.map_count() + 200)
     heap.collect()
@@ -275,9 +233,9 @@ def test_stats_say_what_is_pinned(heap: mm.Heap) -> None:
     with ref.writable() as array:
         pins = heap.stats().pins
         assert pins == (
-            mm.heap.reports.Pin(address_of(views[0]), 100_000, 1, True, 0),
-            mm.heap.reports.Pin(address_of(views[1]), 80, 1, True, 0),
-            mm.heap.reports.Pin(address_of(views[2]), 5, 3, False, 1),
+            mm.Pin(address_of(views[0]), 100_000, 1, True, 0),
+            mm.Pin(address_of(views[1]), 80, 1, True, 0),
+            mm.Pin(address_of(views[2]), 5, 3, False, 1),
         )
         del array
     more = [memoryview(heap.put(bytes(at))) for at in range(200, 100, -1)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mirrormap as mm
 from hammer import build
+from pinned import Looks
 from support import PATIENCE_S
-from test_heap_mesh import Looks
 
 
 class Watch:

@@ -72,7 +72,7 @@ class Heap(HeapBase, Closing):
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
-        the thread.
+        the thread; for pages under views mmap(2) with MAP_FIXED, and pwrite(2).
     """
 
     __slots__ = (
@@ -197,9 +197,10 @@ class Heap(HeapBase, Closing):
 
         Returns when all phases of a collection are over that began after the call. It is made of steps:
         other threads run in between, and what they drop meanwhile may be left for the next.
-        Blocks with pinned objects stay where they are, lose the pages that hold nothing alive, and, where they
-        still hold too much, share frames between pages in which nothing overlaps: meshing, which may use half of the
-        mappings that vm.max_map_count leaves.
+        Blocks with pinned objects stay where they are and lose the pages that hold nothing alive. Where they
+        still hold too much, pages in which nothing overlaps come to share a frame (meshing), as long as that
+        takes at most half of the mappings that vm.max_map_count leaves; addresses stay. What is written to,
+        by `writable()`, shares none, and objects with references do not.
         Raises: ClosedError, also when another thread closes the heap meanwhile.
         """
         self._look()
@@ -226,7 +227,14 @@ class Heap(HeapBase, Closing):
         meshed, mappings = self._meshing()
         pins = tuple(Pin(*each) for each in self._pins(_PINS))
         return HeapStats(
-            *told[:-1], PHASES[told[-1]], self._mapping.resident, pauses, self._array_nbytes(), meshed, mappings, pins
+            *told[:-1],
+            PHASES[told[-1]],
+            self._mapping.resident,
+            pauses,
+            self._array_nbytes(),
+            meshed,
+            mappings,
+            pins,
         )
 
     def verify(self) -> Census:
