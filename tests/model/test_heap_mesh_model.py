@@ -26,13 +26,13 @@ class Looked:
 
 class Meshed(RuleBasedStateMachine):
     @initialize(
-        target=st.sampled_from([1.02, 1.1, 1.5]),
+        ratio=st.sampled_from([1.02, 1.1, 1.5]),
         collector=st.sampled_from(["manual", "manual", "incremental", "background"]),
         stress=st.sampled_from([0, 0, 20_000]),
         most=st.sampled_from([0, 20, 1000, 1000]),
     )
-    def start(self, target: float, collector: Any, stress: int, most: int) -> None:
-        self.heap = mm.Heap("32MiB", target=target, collector=collector, stress=stress)
+    def start(self, ratio: float, collector: Any, stress: int, most: int) -> None:
+        self.heap = mm.Heap("32MiB", target=ratio, collector=collector, stress=stress)
         self.map: mm.Map[int] = self.heap.map()
         self.looked: list[Looked] = []
         self.loose: list[tuple[mm.Ref, bytes]] = []

@@ -187,6 +187,8 @@ def test_no_room_to_write_is_a_memory_error() -> None:
             heap.verify()
         looks.check()
         assert refused > 10
+        del ref
+        looks.clear()
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 50, 51])
