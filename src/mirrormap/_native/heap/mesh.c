@@ -15,7 +15,8 @@
 
 static unsigned block_pages(const struct mm_heap *heap)
 {
-    return MM_BLOCK >> heap->page_shift;
+    unsigned count = MM_BLOCK >> heap->page_shift;
+    return count < MM_PAGES ? count : MM_PAGES;
 }
 
 static uint64_t all_pages(const struct mm_heap *heap)

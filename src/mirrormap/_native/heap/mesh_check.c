@@ -67,7 +67,7 @@ static const char *check_ring(const struct mm_heap *heap, uint32_t page, uint64_
 const char *mm_mesh_check(const struct mm_heap *heap, uint64_t *where)
 {
     uint64_t saved = 0, members = 0, users = 0, breaks = 0;
-    for (uint32_t page = mm_page_of(heap, 1, 0), end = mm_page_of(heap, heap->count - 1, 0); page < end; page++) {
+    for (uint32_t page = mm_page_of(heap, 1, 0), end = mm_page_of(heap, heap->count, 0); page < end; page++) {
         uint32_t index = mm_block_of_page(heap, page);
         const struct mm_block *block = &heap->blocks[index];
         unsigned at = page - mm_page_of(heap, index, 0);
