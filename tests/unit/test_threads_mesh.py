@@ -64,5 +64,7 @@ def test_reading_while_pages_come_together_and_part(tmp_path: Path) -> None:
             watches[0].see(1)
         for watch in watches:
             watch.end()
-        looks.check()
-        values.check()
+        for each in (looks, values):
+            each.check()
+            each.clear()
+        del ref
