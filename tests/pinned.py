@@ -16,7 +16,7 @@ class Looks:
 
     def __init__(self, heap: mm.Heap, owned: bool, count: int = 8000, keep: int = 16, seed: int = 1) -> None:
         rng = random.Random(seed)
-        self.heap, self.values = heap, heap.map()
+        self.heap, self.values, self.entries = heap, heap.map(), entries()
         self.refs: dict[int, mm.Ref] = {}
         data = {at: rng.randbytes(rng.randrange(64, 1500)) for at in range(count)}
         made: dict[int, Any] = {}

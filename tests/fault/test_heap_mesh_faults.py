@@ -22,6 +22,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.heap = mm.Heap("16MiB", collector="manual")
+        self.entries = entries()
         self.looks = [Looks(self.heap, owned, 1200, 8, seed) for seed in (1, 2) for owned in (False, True)]
         self.heap._mesh_most(60)
         self.heap.put(b"reason")
@@ -31,7 +32,7 @@ class Scene:
 
     def check(self) -> None:
         self.heap.verify()
-        assert self.heap.stats().mappings == entries()
+        assert self.heap.stats().mappings == entries() - self.entries
         for each in self.looks:
             each.check()
 
@@ -44,7 +45,7 @@ class Scene:
         self.heap.collect()
         self.heap.verify()
         stats = self.heap.stats()
-        assert (stats.committed, stats.mappings) == (0, 1), "what could not be done then is done now"
+        assert (stats.committed, stats.mappings) == (0, 0), "what could not be done then is done now"
         self.heap.close()
 
 

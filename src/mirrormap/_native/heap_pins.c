@@ -15,14 +15,14 @@ PyObject *heap_mesh_most(PyObject *self, PyObject *number)
     Py_RETURN_NONE;
 }
 
-/* _meshing() -> (bytes of frames saved, mappings of the heap's addresses) */
+/* _meshing() -> (bytes of frames saved, mappings that there are because of that) */
 PyObject *heap_meshing(PyObject *self, PyObject *unused)
 {
     (void)unused;
     struct mm_heap *core = heap_open(self);
     if (core == NULL)
         return NULL;
-    return Py_BuildValue("(KI)", (unsigned long long)(core->meshing.saved << core->page_shift), core->meshing.breaks + 1);
+    return Py_BuildValue("(KI)", (unsigned long long)(core->meshing.saved << core->page_shift), core->meshing.breaks);
 }
 
 /* Larger objects first, and among equals the lower address. */

@@ -286,7 +286,7 @@ class Heap(HeapBase, Closing):
 
     def _count_mappings(self) -> None:
         """How many mappings meshing may make."""
-        used = self._meshing()[1] - 1
+        used = self._meshing()[1]
         left = procmaps.max_map_count() - procmaps.map_count()
         self._mesh_most(max(0, used + left // _MESHING))
 

@@ -63,7 +63,7 @@ class HeapStats(NamedTuple):
             container's values costs its operations is not counted.
         arrays: bytes of elements of growing arrays, which `committed` does not count.
         meshed: bytes that `committed` would hold more, if no pages of blocks with views shared a frame.
-        mappings: entries of the address space that the heap's addresses take: 1 without meshing.
+        mappings: entries of the address space that there are because of that.
         pins: what is pinned, the largest objects first, at most 16 of them.
     """
 
