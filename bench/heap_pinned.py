@@ -90,9 +90,7 @@ def keep(case: str, sort: str, volume: int, meshing: bool) -> dict[str, float]:
     start = time.perf_counter()
     while heap.stats().mappings and time.perf_counter() - start < 5:
         time.sleep(0.01)
-    found["until no mapping is left, s"] = (
-        math.nan if heap.stats().mappings else time.perf_counter() - start
-    )
+    found["until no mapping is left, s"] = math.nan if heap.stats().mappings else time.perf_counter() - start
     return found
 
 

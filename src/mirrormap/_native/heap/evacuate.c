@@ -38,7 +38,7 @@ static bool holds_too_much(const struct mm_heap *heap, const struct mm_lane *lan
     return (lane->held - lane->promised) * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
 }
 
-bool mm_holds_too_much(const struct mm_heap *heap, enum mm_kind kind)
+bool mm_holds_too_much(const struct mm_heap *heap, unsigned kind)
 {
     return holds_too_much(heap, &heap->lanes[kind - MM_OWNED]);
 }

@@ -257,10 +257,8 @@ void mm_free_run(struct mm_heap *heap, uint32_t index);
 /* Give back pages of dying runs. True: there are none left. */
 bool mm_reap(struct mm_heap *heap, struct mm_budget *budget);
 /* Nothing lies in these pages of a block: give back what they hold, save what others share; what the kernel
- * will not take stays. mm_punch_frames: these pages of the file, whoever shows them. */
+ * will not take stays. */
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
-void mm_punch_frames(struct mm_heap *heap, uint32_t index, uint64_t frames);
-int mm_commit_frame(struct mm_heap *heap, uint32_t index, unsigned frame);
 /* Give back the pages of a block in the pool. False: it is empty. */
 bool mm_drain_one(struct mm_heap *heap);
 /* Give back what the pool and dying runs hold. */
@@ -292,9 +290,6 @@ uint32_t mm_keep(struct mm_heap *heap, uint64_t offset);
 void mm_forget(struct mm_heap *heap, uint32_t root);
 void mm_pin(struct mm_heap *heap, uint32_t root);
 void mm_unpin(struct mm_heap *heap, uint32_t root);
-/* The same by one who writes: the object shares no frame until mm_unpin_written. 0, or an errno and no pin. */
-int mm_pin_written(struct mm_heap *heap, uint32_t root);
-void mm_unpin_written(struct mm_heap *heap, uint32_t root);
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset);
 /* What it points at, 0: that is dead. */
 uint64_t mm_weak_get(struct mm_heap *heap, uint32_t index);
@@ -337,13 +332,9 @@ void mm_settle(struct mm_heap *heap, uint64_t offset);
 bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget);
 /* Move values that containers own while that lane holds too much, at most `most` bytes. Returns how many. */
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most);
-/* Do the blocks of this kind hold more than their target and the blocks being filled explain? */
-bool mm_holds_too_much(const struct mm_heap *heap, enum mm_kind kind);
 
 /* cycle.c */
 void mm_begin(struct mm_heap *heap);
-/* The last phases alone: holes beside pinned values. */
-void mm_begin_tidying(struct mm_heap *heap);
 /* Go on with what is under way, for `ns` nanoseconds (0: as little as can be). True: there is more to do. */
 bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns);
 /* All of a collection that begins now. */
@@ -354,12 +345,6 @@ void mm_collect(struct mm_heap *heap, enum mm_cause cause);
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
 /* A container's value of so many bytes was removed: the others close up. */
 void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
-/* Nothing pins this meshed block any more. */
-void mm_loosened(struct mm_heap *heap, uint32_t index);
-/* So many bytes of values died beside pinned ones. */
-void mm_left_holes(struct mm_heap *heap, uint64_t nbytes);
-/* So many that it is better to begin with them again than to go on meshing. */
-bool mm_has_many_holes(const struct mm_heap *heap);
 /* Has so much died that a collection is due? */
 bool mm_is_due(struct mm_heap *heap);
 /* So many bytes will be allocated: work that is paid for by that. */

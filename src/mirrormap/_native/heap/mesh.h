@@ -56,6 +56,24 @@ bool mm_mesh_dissolve(struct mm_heap *heap, uint32_t index);
 int mm_mesh_part(struct mm_heap *heap, uint64_t offset);
 void mm_mesh_close(struct mm_heap *heap);
 
+/* space.c: these pages of the file, whoever shows them: give them back; hold one. */
+void mm_punch_frames(struct mm_heap *heap, uint32_t index, uint64_t frames);
+int mm_commit_frame(struct mm_heap *heap, uint32_t index, unsigned frame);
+/* roots.c: mm_pin by one who writes: the object shares no frame until mm_unpin_written. 0, or an errno and no pin. */
+int mm_pin_written(struct mm_heap *heap, uint32_t root);
+void mm_unpin_written(struct mm_heap *heap, uint32_t root);
+/* evacuate.c: do the blocks of this mm_kind hold more than their target and the blocks being filled explain? */
+bool mm_holds_too_much(const struct mm_heap *heap, unsigned kind);
+/* cycle.c: the last phases alone, for holes beside pinned values. */
+void mm_begin_tidying(struct mm_heap *heap);
+/* pacing.c */
+/* Nothing pins this meshed block any more. */
+void mm_loosened(struct mm_heap *heap, uint32_t index);
+/* So many bytes of values died beside pinned ones. */
+void mm_left_holes(struct mm_heap *heap, uint64_t nbytes);
+/* So many that it is better to begin with them again than to go on meshing. */
+bool mm_has_many_holes(const struct mm_heap *heap);
+
 /* pairs.c: the phase. */
 bool mm_mesh(struct mm_heap *heap, struct mm_budget *budget);
 void mm_pool_free(struct mm_heap *heap);

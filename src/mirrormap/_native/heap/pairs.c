@@ -192,7 +192,7 @@ static uint32_t next_page(struct mm_heap *heap, uint32_t page)
         struct mm_block *block = &heap->blocks[index];
         if (page == mm_page_of(heap, index, 0) && block->written)
             block->written = mm_is_lane(block) && is_written(heap, index);
-        if (is_meshable(heap, block) && mm_holds_too_much(heap, (enum mm_kind)block->kind))
+        if (is_meshable(heap, block) && mm_holds_too_much(heap, block->kind))
             break;
         index = mm_next_block(heap, index);
         page = mm_page_of(heap, index, 0);
