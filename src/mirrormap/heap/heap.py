@@ -61,7 +61,8 @@ class Heap(HeapBase, Closing):
             or, where that is manual, a whole one.
 
     An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
-    it; cycles die. All memory is committed before it is handed out: a full heap, system or memory
+    it; cycles die. What a view shows keeps its address and its bytes as long as the view lives; the memory
+    beside it is given back all the same, see `collect()`. All memory is committed before it is handed out: a full heap, system or memory
     cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
     64 MiB, as best effort: others take memory meanwhile.
 
