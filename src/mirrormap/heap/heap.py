@@ -61,10 +61,12 @@ class Heap(HeapBase, Closing):
             or, where that is manual, a whole one.
 
     An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
-    it; cycles die. What a view shows keeps its address and its bytes as long as the view lives; the memory
-    beside it is given back all the same, see `collect()`. All memory is committed before it is handed out: a full heap, system or memory
-    cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
-    64 MiB, as best effort: others take memory meanwhile.
+    it; cycles die. What a view shows keeps its address and its bytes while the view lives; the memory
+    beside it is given back all the same, see `collect()`.
+
+    All memory is committed before it is handed out: a full heap, system or memory cgroup is a collection
+    and then a MemoryError, never a SIGBUS. The cgroup is looked up every 64 MiB, as best effort: others
+    take memory meanwhile.
 
     A context manager. Every call, and every step of a collection, holds the interpreter's lock (the
     package's own, where the interpreter has none) throughout, so threads may share a heap. It belongs to
