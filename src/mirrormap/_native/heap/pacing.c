@@ -9,7 +9,7 @@ enum {
     PATIENCE_NS = 100000000,           /* until a thread collects what little has died */
     HOLES_PATIENCE_NS = 20000000,      /* between two looks for holes beside pinned values */
     HOLES_WORTH = 10,                  /* and so many times what the last one took, if they are few */
-    FEW_HOLES = 32, MANY_HOLES = 8,    /* a share of what is held */
+    FEW_HOLES = 32, MANY_HOLES = 4,    /* a share of what lives: pages empty with the last of many */
     TOO_FAR = 50,                      /* thousandths above the target */
     WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
 };
@@ -84,12 +84,12 @@ void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
 /* Has so much died beside pinned values that their blocks should be looked at? */
 static bool has_holes(const struct mm_heap *heap)
 {
-    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].held / FEW_HOLES;
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].live / FEW_HOLES;
 }
 
 bool mm_has_many_holes(const struct mm_heap *heap)
 {
-    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].held / MANY_HOLES;
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].live / MANY_HOLES;
 }
 
 void mm_left_holes(struct mm_heap *heap, uint64_t nbytes)
