@@ -104,7 +104,7 @@ else
 endif
 
 # tests of models and of programs of their own, which never load the package
-OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/unit/test_heap_native.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_cursor_protocol.py
+OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/unit/test_heap_native.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_heap_mesh_spin.py --deselect tests/model/test_cursor_protocol.py
 
 asan sanitize soak: export VIRTUAL_ENV := $(abspath $(ASAN))
 asan sanitize soak: export PATH := $(abspath $(ASAN))/bin:$(PATH)
@@ -134,7 +134,7 @@ SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel_places.py te
 soak-counts: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
 	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
 soak-counts: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
-	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py tests/model/test_missed_spin.py tests/model/test_heap_spin.py -k "larger or beside or longer"
+	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py tests/model/test_missed_spin.py tests/model/test_heap_spin.py tests/model/test_heap_mesh_spin.py -k "larger or beside or longer"
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
 	rm -rf dist
@@ -157,6 +157,7 @@ bench-heap: $(VENV)/.installed $(VENV)/.group-picture ## run the heap against CP
 	$(BIN)/python bench/heap.py
 	$(BIN)/python bench/heap_objects.py
 	$(BIN)/python bench/heap_graphs.py
+	$(BIN)/python bench/heap_pinned.py
 	$(BIN)/python bench/heap_plot.py
 
 bench-heap-views: $(VENV)/.installed ## run a heap with one view beside one with a view for each colour, and a guarded one

@@ -14,7 +14,7 @@ PUBLIC = [
     "Reader", "Ring", "WriterGone", "copyto", "empty", "full",
     "Channel", "Message", "Peer", "Receiver", "Reservation", "Sender", "SenderGone",
     "is_mirror", "mirror", "mremap", "probe", "share", "shares_memory", "zeros",
-    "Census", "Frozen", "FrozenRecord", "FrozenRef", "FrozenRoots", "Heap", "HeapArray", "HeapStats", "LRU", "Map", "Pauses",
+    "Census", "Frozen", "FrozenRecord", "FrozenRef", "FrozenRoots", "Heap", "HeapArray", "HeapStats", "LRU", "Map", "Pauses", "Pin",
     "Record", "Ref", "Roots", "Weak",
     "Footprint", "MirrorGroup", "MirrorView", "Mirrors", "NotPermittedError", "ProcessGone", "Vma", "mappings", "mirrors",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from mirrormap.heap import (
     HeapStats,
     Map,
     Pauses,
+    Pin,
     Roots,
     Weak,
 )  # fmt: skip
@@ -84,6 +85,7 @@ __all__ = [
     "Overrun",
     "Pages",
     "Pauses",
+    "Pin",
     "ProcessGone",
     "Peer",
     "Reader",

@@ -56,7 +56,9 @@ def test_no_byte_outside_is_touched(tmp_path: Path, how: str) -> None:
         pytest.param("lanes.c", " || block->pins != 0 || block->linked", " || block->linked", id="pins"),
         pytest.param("barrier.c", "mm_shade(heap, before);", "(void)before;", id="overwritten"),
         pytest.param("mark.c", "            *weak = 0;", "            continue;", id="weak"),
-        pytest.param("slide.c", "mm_tell(heap, mm_header_at(heap, offset), first + to);", "", id="slid roots"),
+        pytest.param(
+            "slide.c", "mm_tell(heap, mm_header_at(heap, offset), first + to);", "", id="slid roots"
+        ),
         pytest.param("slide.c", "block->forward->moved++;", "block->forward->to[0] = 0;", id="slid"),
         pytest.param("roots.c", "mm_coloured(heap, offset);", "offset | heap->good;", id="slid weak"),
         pytest.param("evacuate.c", "mm_tell(heap, header, to);", "", id="roots"),

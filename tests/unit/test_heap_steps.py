@@ -11,7 +11,7 @@ import pytest
 import mirrormap as mm
 from support import address_of
 
-PHASES = ["roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "drain"]
+PHASES = ["roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "mesh", "drain"]
 
 
 @pytest.fixture

@@ -317,6 +317,9 @@ static PyMethodDef heap_methods[] = {
     {"_dtypes", heap_dtypes, METH_NOARGS, NULL},
     {"_adopt", heap_adopt, METH_VARARGS, NULL},
     {"_blocks", heap_blocks, METH_NOARGS, NULL},
+    {"_mesh_most", heap_mesh_most, METH_O, NULL},
+    {"_meshing", heap_meshing, METH_NOARGS, NULL},
+    {"_pins", heap_pins, METH_O, NULL},
     {"_freeze", heap_freeze, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -24,7 +24,7 @@ PyObject *heap_goal(PyObject *self, PyObject *unused)
     struct mm_heap *core = heap_open(self);
     if (core == NULL)
         return NULL;
-    return PyLong_FromUnsignedLongLong(core->counters.collections + 1 + (core->phase != MM_IDLE));
+    return PyLong_FromUnsignedLongLong(core->counters.collections + 1 + (core->phase != MM_IDLE && !core->meshing.tidying));
 }
 
 /* _advance(goal, ns) -> whether there is more to do until so many collections have been */

@@ -79,18 +79,41 @@ void ref_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static bool pin(const Ref *ref)
+{
+    struct mm_heap *core = core_of(ref);
+    if (!ref->writable) {
+        mm_pin(core, ref->root);
+        return true;
+    }
+    if (mm_pin_written(core, ref->root) == 0)
+        return true;
+    PyErr_Format(PyExc_MemoryError, "no room to write to an object that shares its pages: the heap holds %llu of at most "
+                 "%llu bytes", (unsigned long long)core->committed, (unsigned long long)core->limit);
+    return false;
+}
+
+static void unpin(const Ref *ref)
+{
+    if (ref->writable)
+        mm_unpin_written(core_of(ref), ref->root);
+    else
+        mm_unpin(core_of(ref), ref->root);
+}
+
 static int ref_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     Ref *ref = ref_of(self);
     view->obj = NULL;
     if (where(ref) == 0)
         return -1;
-    mm_pin(core_of(ref), ref->root);   /* which may move it, for the last time */
+    if (!pin(ref))                     /* which may move it, for the last time */
+        return -1;
     Py_ssize_t nbytes;
     void *data = heap_data(core_of(ref), where(ref), &nbytes);
     if (PyBuffer_FillInfo(view, self, data, nbytes, !ref->writable, flags) == 0)
         return 0;
-    mm_unpin(core_of(ref), ref->root);
+    unpin(ref);
     return -1;
 }
 
@@ -98,7 +121,7 @@ static void ref_releasebuffer(PyObject *self, Py_buffer *view)
 {
     (void)view;
     if (heap_is_ours(ref_of(self)->heap))
-        mm_unpin(core_of(ref_of(self)), ref_of(self)->root);
+        unpin(ref_of(self));
     else
         core_of(ref_of(self))->exports--;   /* a forked child's own count: what it may not unmap yet */
 }

@@ -66,6 +66,10 @@ PyObject *heap_adopt(PyObject *self, PyObject *args);
 void heap_forget_layouts(HeapBase *heap);
 /* heap_map.c */
 PyObject *heap_blocks(PyObject *self, PyObject *unused);
+/* heap_pins.c */
+PyObject *heap_mesh_most(PyObject *self, PyObject *most);
+PyObject *heap_meshing(PyObject *self, PyObject *unused);
+PyObject *heap_pins(PyObject *self, PyObject *most);
 /* heap_frozen.c */
 PyObject *heap_freeze(PyObject *self, PyObject *args);
 

@@ -170,6 +170,20 @@ int mm_sys_allocate(int fd, int mode, int64_t offset, int64_t nbytes)
     return failed(fallocate(fd, mode, (off_t)offset, (off_t)nbytes));
 }
 
+int mm_sys_write_at(int fd, const void *data, size_t nbytes, int64_t offset)
+{
+    FAULT("pwrite");
+    for (size_t done = 0; done < nbytes;) {
+        ssize_t got = pwrite(fd, (const char *)data + done, nbytes - done, (off_t)(offset + (int64_t)done));
+        if (got < 0 && errno != EINTR)
+            return errno;
+        if (got == 0)
+            return ENOSPC;
+        done += got > 0 ? (size_t)got : 0;
+    }
+    return 0;
+}
+
 int mm_sys_seal(int fd, int seals)
 {
     FAULT("fcntl");

@@ -81,6 +81,8 @@ int mm_sys_duplicate(int fd, int *copy);                 /* close-on-exec */
 int mm_sys_close(int fd);
 int mm_sys_truncate(int fd, int64_t nbytes);
 int mm_sys_allocate(int fd, int mode, int64_t offset, int64_t nbytes);
+/* pwrite(2), all of it, again after a signal. */
+int mm_sys_write_at(int fd, const void *data, size_t nbytes, int64_t offset);
 int mm_sys_seal(int fd, int seals);
 int mm_sys_seals(int fd, int *seals);
 int mm_sys_flush(int fd);

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from mirrormap import cgroups, portraits
+from mirrormap import cgroups, portraits, procmaps
 from mirrormap.backing import page_kind
 from mirrormap.drawing import drawing
 from mirrormap.errors import CorruptError, MirrorError
@@ -23,7 +23,7 @@ from mirrormap.heap.arrays import HeapArray
 from mirrormap.heap.containers import LRU, Map
 from mirrormap.heap.frozen import Frozen, Schema, freeze
 from mirrormap.heap.records import class_of, kind_of, layout_of
-from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses
+from mirrormap.heap.reports import CAUSES, PHASES, Census, HeapStats, Pauses, Pin
 from mirrormap.heap.roots import Roots, Weak
 from mirrormap.kernel.heaps import HeapBase, Record, Ref
 from mirrormap.lifetime import Closing
@@ -42,6 +42,8 @@ _SPACE: Final = 8  # addresses per byte of memory: a run takes whole blocks of t
 _ASK_NBYTES: Final = 64 << 20  # committed between two looks at what the memory cgroup allows
 _LOOKS: Final = 10
 _COLOURS: Final = 3
+_MESHING: Final = 2  # of the mappings that are left, meshing may use one in so many
+_PINS: Final = 16
 
 
 class Heap(HeapBase, Closing):
@@ -70,9 +72,12 @@ class Heap(HeapBase, Closing):
             or, where that is manual, a whole one.
 
     An object lives while a Ref, a name in `roots`, a view, or a reference of a live object leads to
-    it; cycles die. All memory is committed before it is handed out: a full heap, system or memory
-    cgroup is a collection and then a MemoryError, never a SIGBUS. The cgroup is looked up every
-    64 MiB, as best effort: others take memory meanwhile.
+    it; cycles die. What a view shows keeps its address and its bytes while the view lives; the memory
+    beside it is given back all the same, see `collect()`.
+
+    All memory is committed before it is handed out: a full heap, system or memory cgroup is a collection
+    and then a MemoryError, never a SIGBUS. The cgroup is looked up every 64 MiB, as best effort: others
+    take memory meanwhile.
 
     A context manager. Every call, and every step of a collection, holds the interpreter's lock (the
     package's own, where the interpreter has none) throughout, so threads may share a heap. It belongs to
@@ -81,7 +86,7 @@ class Heap(HeapBase, Closing):
 
     Raises: ValueError, TypeError for sizes that cannot be; MapError ENOMEM for addresses, EMFILE.
         Kernel calls: memfd_create(2), mmap(2), fallocate(2) for pages and for holes, eventfd(2) to wake
-        the thread, mprotect(2) to guard.
+            the thread, mprotect(2) to guard; for pages under views mmap(2) with MAP_FIXED, and pwrite(2).
     """
 
     __slots__ = (
@@ -134,6 +139,7 @@ class Heap(HeapBase, Closing):
             self._pages.fileno(), self._pages.page_size, limit, round(target * 1000),
         )  # fmt: skip
         self._look()
+        self._count_mappings()
         self._pace(collecting.MODES[collector], -1, stress)
         self._thread = collecting.start(self, stress) if collector == "background" else None
 
@@ -224,10 +230,14 @@ class Heap(HeapBase, Closing):
 
         Returns when all phases of a collection are over that began after the call. It is made of steps:
         other threads run in between, and what they drop meanwhile may be left for the next.
-        Blocks with pinned objects stay where they are and lose the pages that hold nothing alive.
+        Blocks with pinned objects stay where they are and lose the pages that hold nothing alive. Where they
+        still hold too much, pages in which nothing overlaps come to share a frame (meshing), as long as that
+        takes at most half of the mappings that vm.max_map_count leaves; addresses stay. What is written to,
+        by `writable()`, shares none, and objects with references do not.
         Raises: ClosedError, also when another thread closes the heap meanwhile.
         """
         self._look()
+        self._count_mappings()
         goal = self._goal()
         while self._advance(goal, collecting.STEP_NS):
             pass
@@ -247,14 +257,19 @@ class Heap(HeapBase, Closing):
         """Figures: bytes live, committed, pinned, resident; what the collector did. Raises: ClosedError."""
         pauses = {cause: Pauses(*each) for cause, each in zip(CAUSES, self._pauses(), strict=True) if each[0]}
         told = self._stats()
+        meshed, mappings = self._meshing()
+        pins = tuple(Pin(*each) for each in self._pins(_PINS))
         resident = sum(view.resident for view in (self._mapping, *self._colours))
         return HeapStats(
             *told[:-1],
             PHASES[told[-1]],
             resident,
             pauses,
-            arrays=self._array_nbytes(),
-            index_nbytes=self._index_nbytes(),
+            self._array_nbytes(),
+            self._index_nbytes(),
+            meshed,
+            mappings,
+            pins,
         )
 
     def verify(self) -> Census:
@@ -304,6 +319,12 @@ class Heap(HeapBase, Closing):
             )
             if self._stats()[1] == committed:  # else the thread gave pages back meanwhile: there is more left
                 return
+
+    def _count_mappings(self) -> None:
+        """How many mappings meshing may make."""
+        used = self._meshing()[1]
+        left = procmaps.max_map_count() - procmaps.map_count()
+        self._mesh_most(max(0, used + left // _MESHING))
 
     def _repr_html_(self) -> str:
         if self.closed:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["CAUSES", "PHASES", "Census", "HeapStats", "Pauses"]
+__all__ = ["CAUSES", "PHASES", "Census", "HeapStats", "Pauses", "Pin"]
 
 CAUSES: Final = ("allocation", "step", "collect", "background", "full")
-PHASES: Final = ("idle", "roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "drain")
+PHASES: Final = (
+    "idle", "roots", "trace", "weak", "sweep", "choose", "move", "values", "punch", "mesh", "drain",
+)  # fmt: skip
 
 
 class Pauses(NamedTuple):
@@ -24,6 +26,22 @@ class Pauses(NamedTuple):
     p99_ns: int
     p999_ns: int
     longest_ns: int
+
+
+class Pin(NamedTuple):
+    """An object that live views keep where it is.
+
+    Attributes:
+        address: of its data, as `array.ctypes.data` says. nbytes: of data.
+        views: how many show it; writers: and how many of those may write.
+        owned: by a container.
+    """
+
+    address: int
+    nbytes: int
+    views: int
+    owned: bool
+    writers: int
 
 
 class HeapStats(NamedTuple):
@@ -46,6 +64,9 @@ class HeapStats(NamedTuple):
             container's values costs its operations is not counted.
         arrays: bytes of elements of growing arrays, which `committed` does not count.
         index_nbytes: of ordinary memory in which containers find their values.
+        meshed: bytes that `committed` would hold more, if no pages of blocks with views shared a frame.
+        mappings: entries of the address space that there are because of that.
+        pins: what is pinned, the largest objects first, at most 16 of them.
     """
 
     live: int
@@ -63,6 +84,9 @@ class HeapStats(NamedTuple):
     pauses: dict[str, Pauses]
     arrays: int
     index_nbytes: int
+    meshed: int
+    mappings: int
+    pins: tuple[Pin, ...]
 
 
 class Census(NamedTuple):

@@ -30,7 +30,7 @@ static bool drain(struct mm_heap *heap, struct mm_budget *budget)
 static bool (*const phases[])(struct mm_heap *, struct mm_budget *) = {
     [MM_ROOTS] = mm_mark_roots, [MM_TRACE] = mm_trace, [MM_WEAK] = mm_clear_weak, [MM_SWEEP] = mm_sweep,
     [MM_CHOOSE] = mm_choose, [MM_MOVE] = mm_move_out, [MM_VALUES] = move_values, [MM_PUNCH] = mm_punch_holes,
-    [MM_DRAIN] = drain,
+    [MM_MESH] = mm_mesh, [MM_DRAIN] = drain,
 };
 
 void mm_begin(struct mm_heap *heap)
@@ -45,6 +45,16 @@ void mm_begin(struct mm_heap *heap)
     }
     pacing->found = 0;
     pacing->cycle_ns = 0;
+    heap->meshing.holes = 0;
+}
+
+void mm_begin_tidying(struct mm_heap *heap)
+{
+    heap->phase = MM_PUNCH;
+    heap->cursor = 1;
+    heap->meshing.tidying = true;
+    heap->meshing.holes = 0;
+    heap->meshing.tidied_ns = 0;
 }
 
 static void next_phase(struct mm_heap *heap)
@@ -55,6 +65,11 @@ static void next_phase(struct mm_heap *heap)
     if (++heap->phase != MM_PHASES)
         return;
     heap->phase = MM_IDLE;
+    heap->meshing.tidied = mm_sys_now();
+    if (heap->meshing.tidying) {
+        heap->meshing.tidying = false;
+        return;
+    }
     heap->counters.collections++;
     heap->pacing.last_ns = heap->pacing.cycle_ns;
     heap->pacing.trigger = 0;
@@ -80,6 +95,7 @@ bool mm_step(struct mm_heap *heap, enum mm_cause cause, int64_t ns)
     }
     int64_t took = mm_sys_cpu() - start;
     heap->pacing.cycle_ns += took;
+    heap->meshing.tidied_ns += took;
     mm_note_pause(&heap->pauses[cause], took);
     return is_at_work(heap);
 }

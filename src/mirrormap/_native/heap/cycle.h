@@ -16,7 +16,7 @@ struct mm_counters {
 
 /* The phases of a collection, in their order. */
 enum mm_phase {
-    MM_IDLE, MM_ROOTS, MM_TRACE, MM_WEAK, MM_SWEEP, MM_CHOOSE, MM_MOVE, MM_VALUES, MM_PUNCH, MM_DRAIN, MM_PHASES,
+    MM_IDLE, MM_ROOTS, MM_TRACE, MM_WEAK, MM_SWEEP, MM_CHOOSE, MM_MOVE, MM_VALUES, MM_PUNCH, MM_MESH, MM_DRAIN, MM_PHASES,
 };
 
 /* How long a step may take. */

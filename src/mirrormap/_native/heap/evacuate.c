@@ -43,8 +43,21 @@ static bool holds_too_much(const struct mm_heap *heap, const struct mm_lane *lan
     return (lane->held - lane->promised) * 1000 > lane->live * heap->target + MM_AHEAD * 1000ull;
 }
 
+bool mm_holds_too_much(const struct mm_heap *heap, unsigned kind)
+{
+    return holds_too_much(heap, &heap->lanes[kind - MM_OWNED]);
+}
+
+/* Is there a block that should be emptied? Meshed ones are, as soon as they may be. */
+static bool wants_room(const struct mm_heap *heap, const struct mm_lane *lane)
+{
+    return lane->buckets[MM_LOOSE] != 0 || holds_too_much(heap, lane);
+}
+
 static uint32_t emptiest(const struct mm_lane *lane)
 {
+    if (lane->buckets[MM_LOOSE] != 0)
+        return lane->buckets[MM_LOOSE];
     for (int bucket = 0; bucket < MM_FULL; bucket++)
         if (lane->buckets[bucket] != 0)
             return lane->buckets[bucket];
@@ -61,7 +74,8 @@ static bool leave(struct mm_heap *heap, uint32_t index)
     if (block->forward == NULL)
         return false;
     mm_unlink(heap, index);
-    block->span = (uint32_t)mm_block_held(heap, block) - block->live;
+    uint32_t held = (uint32_t)mm_block_held(heap, block);
+    block->span = held > block->live ? held - block->live : 0;
     heap->lanes[block->kind - MM_OWNED].promised += block->span;
     block->linked = MM_LEAVING;
     block->previous = heap->leaving_last;
@@ -114,7 +128,7 @@ bool mm_choose(struct mm_heap *heap, struct mm_budget *budget)
     for (int at = MM_BYTES - MM_OWNED; at < MM_LANES; at++) {
         struct mm_lane *lane = &heap->lanes[at];
         uint32_t index;
-        while (holds_too_much(heap, lane) && (index = emptiest(lane)) != 0 && leave(heap, index))
+        while (wants_room(heap, lane) && (index = emptiest(lane)) != 0 && leave(heap, index))
             if (mm_spend(budget, 4000))
                 return false;
     }
@@ -149,7 +163,7 @@ static void gone(struct mm_heap *heap, uint32_t index)
 {
     struct mm_block *block = &heap->blocks[index];
     leave_no_more(heap, index);
-    mm_punch(heap, index, block->held);
+    mm_punch(heap, index, ~(uint64_t)0);
     heap->lanes[block->kind - MM_OWNED].held -= mm_block_held(heap, block);
     free(block->starts);
     free(block->marks);
@@ -217,7 +231,11 @@ bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
         uint32_t index = heap->cursor;
         const struct mm_block *block = &heap->blocks[index];
         uint64_t about = 20;
-        if (mm_is_lane(block) && block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block)) {
+        if (block->kind == MM_HOST) {
+            mm_free_block(heap, index);        /* what could not be given back before */
+            about = 1000;
+        } else if (mm_is_lane(block)
+                   && (block->meshed || block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block))) {
             punch_holes(heap, index);
             about = 50000;
         }
@@ -259,7 +277,7 @@ uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
     bool slid = true;
     if (values_hold_too_much(heap))
         close_wasteful(heap);
-    while (moved < most && slid && values_hold_too_much(heap)) {
+    while (moved < most && slid && (lane->buckets[MM_LOOSE] != 0 || values_hold_too_much(heap))) {
         uint32_t index = emptiest(lane);
         if (index == 0)
             break;

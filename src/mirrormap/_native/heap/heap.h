@@ -10,6 +10,8 @@
  *                     -> leaving -> GONE -> FREE
  *                                       evacuated: no pages, but a table that says where things went,
  *                                       until the next marking has mended every reference
+ *     any that shared its frames -> HOST -> FREE
+ *                                       nothing lies there, but pages of others show its frames
  *
  * A reference inside the heap is `offset | colour << shift`; 0 is none. A reference of the good colour
  * is right as it stands: none leads into a block that is leaving, or to where something was. Another
@@ -27,6 +29,7 @@
 #include "../sys.h"
 #include "cycle.h"
 #include "index.h"
+#include "mesh.h"
 
 enum {
     MM_GRANULE = 16,                   /* objects begin at multiples of it */
@@ -37,11 +40,13 @@ enum {
     MM_AHEAD = 1 << 16,                /* bytes committed at once in a block that is being filled */
     MM_POOL = 256,                     /* free blocks may keep pages, one of so many that are held */
     MM_SLICE = 1 << 20,                /* bytes of a run given back in one call */
-    MM_BUCKETS = 65,                   /* blocks by how many 64ths of what they hold is alive */
+    MM_FULLEST = 64,                   /* blocks by how many 64ths of what they hold is alive */
+    MM_LOOSE,                          /* and meshed ones without pins, which go first */
+    MM_BUCKETS,
     MM_FULL = 62,                      /* a block from this bucket on is not worth moving */
 };
 
-enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE };
+enum mm_kind { MM_FREE, MM_OWNED, MM_BYTES, MM_OBJECTS, MM_RUN, MM_RUN_BODY, MM_GONE, MM_DYING, MM_EDGE, MM_HOST };
 enum { MM_COLOURS = 3, MM_VIEWS = 1 + MM_COLOURS };
 enum { MM_LANES = 3, MM_OPEN = 4 };    /* OWNED, BYTES, OBJECTS: lane = kind - MM_OWNED */
 
@@ -94,6 +99,9 @@ struct mm_block {
     bool owned : 1;                    /* RUN: by a container */
     bool late : 1;                     /* something in it was marked while there was no memory to remember it */
     bool slid : 1;                     /* `forward` leads to places in this very block */
+    bool meshed : 1;                   /* it has a table of what its pages show */
+    bool seen : 1;                     /* by the meshing under way, or one before */
+    bool written : 1;                  /* an object in it may have a view for writing */
 };
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
@@ -115,6 +123,7 @@ struct mm_root {
     uint32_t exports;
     uint32_t kind;
     uint32_t entry;                    /* VALUE: its container's, or 0 */
+    uint32_t writers;                  /* of the exports */
 };
 
 struct mm_heap {
@@ -149,6 +158,7 @@ struct mm_heap {
     enum mm_phase phase;
     uint32_t cursor;                   /* how far the phase has come */
     struct mm_marking marking;
+    struct mm_meshing meshing;
     struct mm_pacing pacing;
     struct mm_counters counters;
     struct mm_pauses pauses[MM_CAUSES];
@@ -263,7 +273,8 @@ uint32_t mm_take_run(struct mm_heap *heap, uint64_t nbytes, uint64_t reserve, in
 void mm_free_run(struct mm_heap *heap, uint32_t index);
 /* Give back pages of dying runs. True: there are none left. */
 bool mm_reap(struct mm_heap *heap, struct mm_budget *budget);
-/* Give back the pages of `pages` that the block holds; those that the kernel will not take stay. */
+/* Nothing lies in these pages of a block: give back what they hold, save what others share; what the kernel
+ * will not take stays. */
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
 /* Give back the pages of a block in the pool. False: it is empty. */
 bool mm_drain_one(struct mm_heap *heap);
@@ -273,11 +284,6 @@ uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block)
 /* The pages that hold [start, end) of a block. */
 uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
 
-/* bitmaps.c, for OWNED blocks: 0 or an errno; NULL: no memory. */
-int mm_bitmaps_open(struct mm_heap *heap);
-void mm_bitmaps_close(struct mm_heap *heap);
-uint64_t *mm_bitmap_take(struct mm_heap *heap, uint32_t index);   /* all zero */
-void mm_bitmap_free(struct mm_heap *heap, uint32_t index);
 
 /* lanes.c: blocks by how full they are, and the objects in them. */
 void mm_link(struct mm_heap *heap, uint32_t index);

@@ -96,4 +96,10 @@ void mm_index_close(struct mm_heap *heap);
 /* Bytes of memory for entries, heads and containers' list. */
 uint64_t mm_index_nbytes(const struct mm_heap *heap);
 
+/* bitmaps.c, for OWNED blocks: 0 or an errno; NULL: no memory. */
+int mm_bitmaps_open(struct mm_heap *heap);
+void mm_bitmaps_close(struct mm_heap *heap);
+uint64_t *mm_bitmap_take(struct mm_heap *heap, uint32_t index);   /* all zero */
+void mm_bitmap_free(struct mm_heap *heap, uint32_t index);
+
 #endif

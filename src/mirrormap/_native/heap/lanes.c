@@ -13,9 +13,11 @@ static struct mm_lane *lane_of(struct mm_heap *heap, const struct mm_block *bloc
 /* In whole pages, so that a block without garbage is full whatever the page size. */
 static unsigned bucket_of(const struct mm_heap *heap, const struct mm_block *block)
 {
+    if (block->meshed)
+        return MM_LOOSE;
     uint64_t page = (uint64_t)1 << heap->page_shift, held = mm_block_held(heap, block);
     uint64_t live = (block->live + page - 1) & ~(page - 1);
-    return live < held ? (unsigned)(live * (MM_BUCKETS - 1) / held) : MM_BUCKETS - 1;
+    return live < held ? (unsigned)(live * MM_FULLEST / held) : MM_FULLEST;
 }
 
 void mm_link(struct mm_heap *heap, uint32_t index)
@@ -176,6 +178,8 @@ void mm_release(struct mm_heap *heap, uint64_t offset)
     block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
     block->live -= (uint32_t)nbytes;
     lane_of(heap, block)->live -= nbytes;
+    if (block->pins != 0)
+        mm_left_holes(heap, nbytes);
     if (block->open) {
         if (block->live == 0)
             block->used = 0;

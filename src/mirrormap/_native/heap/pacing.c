@@ -7,6 +7,9 @@ enum {
     LEAST_STEP_NS = 40000,             /* what allocation owes is paid in no smaller steps */
     LONGEST_STEP_NS = 150000,
     PATIENCE_NS = 100000000,           /* until a thread collects what little has died */
+    HOLES_PATIENCE_NS = 20000000,      /* between two looks for holes beside pinned values */
+    HOLES_WORTH = 10,                  /* and so many times what the last one took, if they are few */
+    FEW_HOLES = 32, MANY_HOLES = 4,    /* a share of what lives: pages empty with the last of many */
     TOO_FAR = 20,                      /* thousandths above the target */
     WORTH = 20, HARDLY_WORTH = 100,    /* and so many times what the last collection took */
 };
@@ -116,6 +119,42 @@ void mm_give_way(struct mm_heap *heap, uint64_t most)
         mm_ring(heap);
 }
 
+/* Has so much died beside pinned values that their blocks should be looked at? */
+static bool has_holes(const struct mm_heap *heap)
+{
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].live / FEW_HOLES;
+}
+
+bool mm_has_many_holes(const struct mm_heap *heap)
+{
+    return heap->meshing.holes >= MM_BLOCK && heap->meshing.holes >= heap->lanes[0].live / MANY_HOLES;
+}
+
+void mm_left_holes(struct mm_heap *heap, uint64_t nbytes)
+{
+    heap->meshing.holes += nbytes;
+    if (has_holes(heap))
+        mm_ring(heap);
+}
+
+void mm_loosened(struct mm_heap *heap, uint32_t index)
+{
+    const struct mm_block *block = &heap->blocks[index];
+    if (block->kind == MM_OWNED)
+        mm_ring(heap);
+    else
+        mm_dropped(heap, block->live); /* a collection moves what is left */
+}
+
+/* Milliseconds until holes are looked for, if they are; 0: now. */
+static int64_t holes_due(const struct mm_heap *heap)
+{
+    int64_t patience = HOLES_WORTH * heap->meshing.tidied_ns, waited = mm_sys_now() - heap->meshing.tidied;
+    if (mm_has_many_holes(heap) || patience < HOLES_PATIENCE_NS)
+        patience = HOLES_PATIENCE_NS;
+    return waited < patience ? (patience - waited) / 1000000 + 1 : 0;
+}
+
 /* --- allocation pays ---------------------------------------------------------------------------- */
 
 static void stress(struct mm_heap *heap, uint64_t nbytes)
@@ -170,15 +209,20 @@ int64_t mm_tend(struct mm_heap *heap, int64_t ns)
     if (heap->phase == MM_IDLE && heap->dying == 0) {
         if (mm_pace(heap, 1 << 16) != 0 || (spare(heap) > 0 && mm_drain_one(heap)))
             return 0;
+        int64_t holes = has_holes(heap) ? holes_due(heap) : -1;
+        if (holes == 0) {
+            mm_begin_tidying(heap);
+            return mm_step(heap, MM_BY_BACKGROUND, ns) ? 0 : 1;
+        }
         if (mm_lost(heap) <= 0)
-            return -1;
+            return holes;
         bool worth = mm_lost(heap) * 100 >= (double)traced(heap);
         int64_t patience = pacing->last_ns * (worth ? WORTH : HARDLY_WORTH);
         if (patience < PATIENCE_NS)
             patience = PATIENCE_NS;
         int64_t waited = mm_sys_now() - pacing->ended;
         if (waited < patience && !mm_is_due(heap))
-            return (patience - waited) / 1000000 + 1;
+            return holes > 0 && holes < (patience - waited) / 1000000 ? holes : (patience - waited) / 1000000 + 1;
         mm_begin(heap);
     }
     return mm_step(heap, MM_BY_BACKGROUND, ns) ? 0 : 1;

@@ -148,10 +148,33 @@ void mm_unpin(struct mm_heap *heap, uint32_t root)
         return;
     uint32_t index = mm_block_at(slot->offset);
     heap->pinned -= mm_object_nbytes(mm_header_at(heap, slot->offset));
-    if (--heap->blocks[index].pins == 0)
+    if (--heap->blocks[index].pins == 0) {
         mm_link(heap, index);
+        if (heap->blocks[index].meshed)
+            mm_loosened(heap, index);
+    }
     if (slot->kind == MM_VALUE)
         release_value(heap, root);
+}
+
+int mm_pin_written(struct mm_heap *heap, uint32_t root)
+{
+    mm_pin(heap, root);
+    uint64_t offset = heap->roots[root].offset;
+    int error = mm_mesh_part(heap, offset);
+    if (error != 0) {
+        mm_unpin(heap, root);
+        return error;
+    }
+    heap->roots[root].writers++;
+    heap->blocks[mm_block_at(offset)].written = true;
+    return 0;
+}
+
+void mm_unpin_written(struct mm_heap *heap, uint32_t root)
+{
+    heap->roots[root].writers--;
+    mm_unpin(heap, root);
 }
 
 uint32_t mm_weak_new(struct mm_heap *heap, uint64_t offset)

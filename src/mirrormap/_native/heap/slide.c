@@ -51,6 +51,8 @@ void mm_slide(struct mm_heap *heap, uint32_t index)
     struct mm_block *block = &heap->blocks[index];
     uint64_t first = (uint64_t)index << MM_BLOCK_SHIFT, alive = 0;
     uint32_t to = 0;
+    if (block->meshed)                 /* what looks free may be another block's, which shows the same frames */
+        return;
     for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE;
          granule = mm_next_start(block->starts, granule + 1)) {
         uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, first + granule * MM_GRANULE));

@@ -73,6 +73,7 @@ int mm_heap_open(struct mm_heap *heap)
 
 void mm_heap_close(struct mm_heap *heap)
 {
+    mm_mesh_close(heap);
     for (uint32_t index = 0; heap->blocks != NULL && index < heap->count; index += 64) {
         for (uint64_t left = heap->taken != NULL ? heap->taken[index / 64] : 0; left != 0; left &= left - 1) {
             struct mm_block *block = &heap->blocks[index + (uint32_t)__builtin_ctzll(left)];
@@ -128,6 +129,22 @@ int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t
     return error;
 }
 
+int mm_commit_frame(struct mm_heap *heap, uint32_t index, unsigned frame)
+{
+    struct mm_block *block = &heap->blocks[index];
+    uint64_t nbytes = (uint64_t)1 << heap->page_shift;
+    if ((block->held >> frame & 1) != 0)
+        return 0;
+    if (heap->committed + nbytes > ceiling(heap, 0))
+        mm_drain(heap);
+    if (heap->committed + nbytes > ceiling(heap, 0))
+        return ENOMEM;
+    int error = allocate(heap, 0, ((uint64_t)index << MM_BLOCK_SHIFT) + frame * nbytes, nbytes);
+    if (error == 0)
+        set_held(heap, block, block->held | (uint64_t)1 << frame);
+    return error;
+}
+
 static void give_back(struct mm_heap *heap, uint32_t index, unsigned first, unsigned last)
 {
     struct mm_block *block = &heap->blocks[index];
@@ -140,6 +157,14 @@ static void give_back(struct mm_heap *heap, uint32_t index, unsigned first, unsi
 }
 
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages)
+{
+    if (heap->blocks[index].meshed)
+        mm_mesh_leave(heap, index, pages);
+    else
+        mm_punch_frames(heap, index, pages);
+}
+
+void mm_punch_frames(struct mm_heap *heap, uint32_t index, uint64_t pages)
 {
     pages &= heap->blocks[index].held;
     while (pages != 0) {
@@ -232,9 +257,12 @@ static void retire(struct mm_heap *heap, uint32_t index, bool keep)
 
 void mm_free_block(struct mm_heap *heap, uint32_t index)
 {
+    enum mm_kind kind = (enum mm_kind)heap->blocks[index].kind;
     mm_unlink(heap, index);
+    if (heap->blocks[index].meshed && !mm_mesh_dissolve(heap, index))
+        return;
     /* some pages at hand save the kernel from clearing others */
-    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / MM_POOL && heap->blocks[index].kind != MM_GONE;
+    bool keep = (uint64_t)heap->pooled << MM_BLOCK_SHIFT < heap->committed / MM_POOL && kind != MM_GONE && kind != MM_HOST;
     retire(heap, index, keep);
 }
 

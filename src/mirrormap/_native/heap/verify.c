@@ -34,7 +34,7 @@ static const char *check_object(const struct mm_heap *heap, uint64_t offset)
             return "a reference leads to no object";
         if (nbytes > MM_LARGE || start + nbytes > block->used)
             return "an object reaches beyond what is filled";
-        if ((mm_pages(heap, (uint32_t)start, (uint32_t)(start + nbytes)) & ~block->held) != 0)
+        if (!mm_is_shown(heap, mm_block_at(offset), mm_pages(heap, (uint32_t)start, (uint32_t)(start + nbytes))))
             return "the page of a live object was given back";
         if ((header->word != 0) != (block->kind == MM_OBJECTS) && block->kind != MM_OWNED)
             return "an object lies among others of another kind";
@@ -261,6 +261,8 @@ const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *
         wrong = follow(&walk);
     if (wrong == NULL)
         wrong = check_books(&walk);
+    if (wrong == NULL)
+        wrong = mm_mesh_check(heap, &walk.where);
     for (uint32_t index = 0; walk.seen != NULL && index < heap->count; index++)
         free(walk.seen[index]);
     free(walk.seen);

@@ -1,0 +1,112 @@
+"""Every system call of meshing made to fail in turn: mapping pages again, holding frames, filling and punching them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import mirrormap as mm
+from mirrormap import _core
+from pinned import Looks, entries
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
+)
+
+
+class Scene:
+    """Few of many objects and values, under views, some of their pages meshed already."""
+
+    def __init__(self) -> None:
+        self.heap = mm.Heap("16MiB", collector="manual")
+        self.entries = entries()
+        self.looks = [Looks(self.heap, owned, 1200, 8, seed) for seed in (1, 2) for owned in (False, True)]
+        self.heap._mesh_most(60)
+        self.heap.put(b"reason")
+        while self.heap.step(1000):
+            pass
+        self.heap._mesh_most(1 << 20)
+
+    def check(self) -> None:
+        self.heap.verify()
+        assert self.heap.stats().mappings == entries() - self.entries
+        for each in self.looks:
+            each.check()
+
+    def close(self) -> None:
+        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        self.check()
+        for each in self.looks:
+            each.clear()
+        self.heap.collect()
+        self.heap.collect()
+        self.heap.verify()
+        stats = self.heap.stats()
+        assert (stats.committed, stats.mappings) == (0, 0), "what could not be done then is done now"
+        self.heap.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    yield made
+    made.close()
+
+
+def mesh(scene: Scene) -> None:
+    scene.heap.put(b"reason")
+    while scene.heap.step(0):
+        pass
+
+
+def write(scene: Scene) -> None:
+    for each in scene.looks:
+        for at, ref in list(each.refs.items())[::10]:
+            with ref.writable() as array:
+                array[:] = at % 256
+                each.data[at] = array.tobytes()
+                del array
+
+
+def drop(scene: Scene) -> None:
+    for each in scene.looks:
+        for at in list(each.views)[::2]:
+            each.drop(at)
+    mesh(scene)
+
+
+def loosen(scene: Scene) -> None:
+    for each in scene.looks[:2]:
+        each.clear()
+    mesh(scene)
+
+
+ACTS: dict[str, Callable[[Scene], Any]] = {"mesh": mesh, "write": write, "drop": drop, "loosen": loosen}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("mmap", errno.ENOMEM),
+        ("fallocate", errno.ENOMEM),
+        ("fallocate", errno.EINTR),
+        ("pwrite", errno.ENOMEM),
+    ],
+)
+def test_whatever_fails_views_show_what_they_did(scene: Scene, act: str, call: str, error: int) -> None:
+    nth, hits = 0, True
+    while hits and nth < 150:
+        nth += 1
+        _core.fault_arm(call, nth, error, "msync" if nth % 2 else "")  # type: ignore[attr-defined]
+        try:
+            ACTS[act](scene)
+        except MemoryError as refused:
+            assert "shares its pages" in str(refused)
+        hits = bool(_core.fault_hits()[0])  # type: ignore[attr-defined]
+        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        scene.check()
+    assert nth > 1 or (act, call) in {("mesh", "pwrite"), ("drop", "pwrite"), ("loosen", "pwrite")}
