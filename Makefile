@@ -86,9 +86,9 @@ $(ASAN)/bin/uv:
 
 # with every array under the allocator, of whatever size, and without: the same must fail
 test-numpy: $(VENV)/.installed $(VENV)/.group-test ## run NumPy's own tests under numpy_allocator, and compare
-	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rfE --pyargs numpy._core numpy.lib \
+	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p no:cacheprovider -q -rfE -m "not slow" --pyargs numpy._core numpy.lib \
 		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-plain.txt
-	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p numpy_under_allocator -p no:cacheprovider -q -rfE --pyargs numpy._core numpy.lib \
+	-cd / && PYTHONPATH=$(CURDIR)/tests $(abspath $(BIN))/python -m pytest -p numpy_under_allocator -p no:cacheprovider -q -rfE -m "not slow" --pyargs numpy._core numpy.lib \
 		| grep -E '^(FAILED|ERROR)|passed' | tee $(abspath $(VENV))/numpy-ours.txt
 	diff <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-plain.txt | cut -d' ' -f2 | sort) <(grep -E '^(FAILED|ERROR)' $(VENV)/numpy-ours.txt | cut -d' ' -f2 | sort)
 

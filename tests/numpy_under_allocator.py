@@ -6,6 +6,7 @@ python -m pytest -p numpy_under_allocator --pyargs numpy._core.tests.test_multia
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,17 +17,20 @@ MIN_NBYTES = int(os.environ.get("MIRRORMAP_MIN_NBYTES", "1"))
 allocator = mm.numpy_allocator(MIN_NBYTES)
 
 
-def pytest_configure() -> None:
-    allocator.install()
-
-
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> None:
-    with allocator:  # whatever context the test runs in
-        return (yield)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """What a test and its fixtures make. What modules make at their import, and keep, would be more mappings than
+    a process may have."""
+    allocator.install()
+    try:
+        with allocator:  # whatever context the test runs in
+            return (yield)
+    finally:
+        allocator.uninstall()
 
 
 def pytest_sessionfinish() -> None:
-    probe = np.empty(max(MIN_NBYTES, 64), "u1")
+    with allocator:
+        probe = np.empty(max(MIN_NBYTES, 64), "u1")
     assert mm.is_mirror(probe, mm.mirror(probe))
     print(f"\narrays under the allocator at the end: {allocator.state}")
