@@ -89,8 +89,9 @@ static PyObject *heap_attach(PyObject *self, PyObject *args)
     heap->core.pacing.bell = -1;
     if (!take_colours(heap, colours, guard != 0))
         return NULL;
-    if (mm_heap_open(&heap->core) != 0)
-        return PyErr_NoMemory();
+    int error = mm_heap_open(&heap->core);
+    if (error != 0)
+        return error == ENOMEM ? PyErr_NoMemory() : raise_errno(error);
     heap->dtypes = PyList_New(0);
     heap->numbers = PyDict_New();
     heap->layouts = PyList_New(0);

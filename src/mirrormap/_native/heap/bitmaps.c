@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "heap.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -20,7 +21,10 @@ static size_t whole(const struct mm_heap *heap)
 int mm_bitmaps_open(struct mm_heap *heap)
 {
     uintptr_t address;
-    int error = mm_sys_map(0, whole(heap), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &address);
+    int error;
+    do {
+        error = mm_sys_map(0, whole(heap), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &address);
+    } while (error == EINTR);
     if (error != 0)
         return error;
     mm_sys_advise(address, whole(heap), MADV_NOHUGEPAGE);   /* they would be most of a small heap */

@@ -130,6 +130,8 @@ struct mm_heap {
     unsigned char *base;               /* of the plain view */
     unsigned char *views[MM_VIEWS];    /* all there are: the plain one, and one for each colour, 1 << shift apart */
     unsigned view_count;               /* 1 or MM_VIEWS */
+    unsigned char *followed;           /* where references lead to: what is `kept` of one, from here on */
+    uint64_t kept;
     bool guard;                        /* of the colours' views only that of the good one may be touched */
     int fd;
     unsigned shift, page_shift;
@@ -278,8 +280,7 @@ bool mm_reap(struct mm_heap *heap, struct mm_budget *budget);
 void mm_punch(struct mm_heap *heap, uint32_t index, uint64_t pages);
 /* Give back the pages of a block in the pool. False: it is empty. */
 bool mm_drain_one(struct mm_heap *heap);
-/* Give back what the pool and dying runs hold. */
-void mm_drain(struct mm_heap *heap);
+void mm_drain(struct mm_heap *heap);   /* of all of them, and what dying runs hold */
 uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block);
 /* The pages that hold [start, end) of a block. */
 uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);

@@ -57,11 +57,16 @@ int mm_heap_open(struct mm_heap *heap)
     heap->roots = calloc(64, sizeof *heap->roots);
     heap->weak = calloc(16, sizeof *heap->weak);
     heap->marking.top = calloc(1, sizeof *heap->marking.top);
-    if (heap->blocks == NULL || heap->taken == NULL || heap->roots == NULL || heap->weak == NULL || heap->marking.top == NULL
-        || mm_bitmaps_open(heap) != 0) {
+    int error = ENOMEM;
+    if (heap->blocks != NULL && heap->taken != NULL && heap->roots != NULL && heap->weak != NULL && heap->marking.top != NULL)
+        error = mm_bitmaps_open(heap);
+    if (error != 0) {
         mm_heap_close(heap);
-        return ENOMEM;
+        return error;
     }
+    bool colours = heap->view_count == MM_VIEWS;
+    heap->followed = heap->views[colours];
+    heap->kept = colours ? UINT64_MAX : heap->offsets;
     heap->root_count = 1;              /* number 0 means none, of blocks too */
     heap->weak_count = 1;
     heap->blocks[0].kind = MM_EDGE;

@@ -12,9 +12,7 @@ static inline uint64_t mm_offset(const struct mm_heap *heap, uint64_t reference)
 /* What a reference of the good colour leads to: where there are views, its colour chooses one. */
 static inline struct mm_object *mm_at(const struct mm_heap *heap, uint64_t reference)
 {
-    if (heap->view_count == 1)
-        return mm_header_at(heap, mm_offset(heap, reference));
-    return (struct mm_object *)(void *)(heap->views[1] + reference);
+    return (struct mm_object *)(void *)(heap->followed + (reference & heap->kept));
 }
 
 /* The load barrier: what a reference slot names now, as a reference of the good colour, or 0. It may
