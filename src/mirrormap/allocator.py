@@ -135,13 +135,13 @@ def numpy_allocator(
             least that size; where the pool is short, ordinary pages. None: transparent huge pages as an
             array is touched, from a tmpfs of our own with huge=advise; arrays from 64 KiB on that are smaller
             than one take their pages when they are made, in pieces as large as fit (Linux 6.14), from
-            another with huge=within_size. Where no such can be mounted,
-            they are taken when an array is made: of all arrays with "thp"; with None of those up to a
-            quarter of the memory there is, and of zeros (np.zeros, which may stay untouched) up to
-            `cache` bytes; the others take page by page unless shmem_enabled is "advise".
-        cache: bytes of freed pages to keep for the next array, for the whole process; `trim` gives
-            them back. None: a sixteenth of the memory there is, at most 1 GiB. Pages that a mirror, a
-            handle or a forked child may show are never kept.
+            another with huge=within_size. Where no such can be mounted, huge pages are taken when an
+            array is made: of all arrays with "thp"; with None of those up to a quarter of the memory
+            there is, and of zeros (np.zeros, which may stay untouched) up to `cache` bytes; the others
+            take page by page unless shmem_enabled is "advise".
+        cache: bytes of freed pages to keep for the next array, for the whole process, of at most 1,024
+            arrays; `trim` gives them back. None: a sixteenth of the memory there is, at most 1 GiB.
+            Pages that a mirror, a handle or a forked child may show are never kept.
     Returns: a context manager, for this context; or call its `install()`.
     Raises: ValueError, TypeError for sizes that cannot be.
 

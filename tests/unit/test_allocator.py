@@ -12,6 +12,7 @@ import threading
 import tracemalloc
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mirrormap as mm
-from support import PAGE, TESTS, run_python
+from support import PAGE, TESTS, run_python, succeeds
 
 MIB = 1 << 20
 
@@ -110,6 +111,41 @@ def test_the_cache_is_bounded() -> None:
         one = np.ones(MIB, "u1")
         del one
         assert allocator.state.cached_nbytes == 0
+
+
+def test_the_cache_keeps_no_more_blocks_than_can_be_looked_through() -> None:
+    with mm.numpy_allocator(1) as allocator:
+        allocator.trim()
+        arrays = [np.full(3, number) for number in range(2000)]
+        assert all((array == number).all() for number, array in enumerate(arrays))
+        arrays.clear()
+        assert allocator.state.cached == 1024
+        assert allocator.trim() >= 1024 * PAGE
+
+
+MAPPINGS_RUN_OUT = """
+import mmap, numpy as np, mirrormap as mm
+most = int(open("/proc/sys/vm/max_map_count").read())
+with mm.numpy_allocator("64KiB") as allocator:
+    kept = [np.ones(1 << 16, "u1") for _ in range(200)]
+    kept.clear()
+    assert allocator.state.cached == 200
+    others = []
+    try:
+        while True:  # neighbours of other protection do not merge
+            others.append(mmap.mmap(-1, mmap.PAGESIZE, prot=1 + 2 * (len(others) % 2)))
+    except OSError:
+        pass
+    array = np.ones(1 << 17, "u1")  # too large for any of those that are kept
+    assert array.all() and allocator.state.cached == 0
+    del others
+"""
+
+
+def test_what_is_kept_makes_room_for_a_new_array_where_mappings_run_out() -> None:
+    if int(Path("/proc/sys/vm/max_map_count").read_text()) > 1 << 17:
+        pytest.skip("more mappings than a test should make")
+    succeeds(MAPPINGS_RUN_OUT)
 
 
 @given(st.lists(st.integers(0, 40 * PAGE), min_size=2, max_size=8))

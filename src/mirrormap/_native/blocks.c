@@ -26,6 +26,7 @@ struct block {
 
 enum {
     BUCKETS = 4096,
+    MOST_CACHED = 1024,        /* blocks: each is a mapping, and the cache is looked through */
     LEAST_AT_ONCE = 1 << 16,   /* bytes of a block that takes its pages when it is made, below what a huge one holds: */
     MOST_AT_ONCE = 1 << 21,    /* not so many that it matters if they stay untouched */
 };
@@ -238,7 +239,10 @@ static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nb
     if (block == NULL)
         return NULL;
     *block = (struct block){.nbytes = nbytes, .page_nbytes = page_nbytes, .kind = kind_of(nbytes, eager)};
-    if (map_fresh(block) != 0) {
+    int error = map_fresh(block);
+    if (error != 0 && mm_blocks_trim(0) != 0)      /* what is kept for later takes memory, and mappings */
+        error = map_fresh(block);
+    if (error != 0) {
         free(block);
         return NULL;
     }
@@ -282,7 +286,7 @@ void mm_block_free(void *address)
 {
     pthread_mutex_lock(&lock);
     struct block *block = take((uintptr_t)address);
-    bool keep = !block->shared && block->nbytes <= cache_limit
+    bool keep = !block->shared && state.cached < MOST_CACHED && block->nbytes <= cache_limit
                 && state.cached_nbytes <= cache_limit - block->nbytes;
     if (keep) {
         block->next = cache;
