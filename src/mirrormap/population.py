@@ -73,11 +73,7 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
     step = max(_STEP_NBYTES, run.page_nbytes)
     charged = run.page_nbytes == PAGE_NBYTES and last - first >= _WORTH_NBYTES
     # the kernel leaves an entry made by a load as it is, which it may write to: such a processor not yet
-    seen = (
-        write
-        and not _STORES_ARE_FREE
-        and procmaps.residency(region.address + first, last - first).present > 0
-    )
+    seen = write and not _STORES_ARE_FREE and _has_entries(region.address + first, last - first)
     begin = first
     while first < last:
         nbytes = min(step, last - first)
@@ -87,6 +83,14 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
         first += nbytes
     if seen:
         kernel.touch(region, begin, last - begin, run.page_nbytes, write=True, label=label)
+
+
+def _has_entries(address: int, nbytes: int) -> bool:
+    """Whether there may be page-table entries: a process that gave up its rights may not look at its own."""
+    try:
+        return procmaps.residency(address, nbytes).present > 0
+    except PermissionError:
+        return True
 
 
 def _step_allowed(nbytes: int, run: Run, label: str) -> int:

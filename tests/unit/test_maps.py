@@ -231,6 +231,9 @@ class Terminal:
                     self.text += os.read(self.fd, 1 << 16).decode(errors="replace")
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                with contextlib.suppress(OSError):  # EIO: all it said has been read
+                    while said := os.read(self.fd, 1 << 16):
+                        self.text += said.decode(errors="replace")
                 os.close(self.fd)
                 return os.waitstatus_to_exitcode(status)
             assert time.monotonic() < deadline, self.text
