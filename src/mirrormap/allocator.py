@@ -149,7 +149,8 @@ def numpy_allocator(
     object of its own: a memfd, or for huge pages a nameless file on that tmpfs, which cannot be sealed:
     hand such an array only to a process that will not truncate it. A quarter of the descriptors this
     process may open are used, and arrays beyond that are anonymous: they can be mirrored, handed over
-    only with CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and are copied when they are resized.
+    only with CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and are copied when they are resized. Half of
+    the mappings that a process may have are used; arrays beyond that lie where NumPy alone would put them.
     """
     threshold = as_nbytes(min_nbytes, "min_nbytes")
     kind = page_kind(page_size)
@@ -157,7 +158,8 @@ def numpy_allocator(
     limit = min(memory // 16, _MOST_CACHED_NBYTES) if cache is None else as_nbytes(cache, "cache", minimum=0)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     made = Allocator(threshold, kind.huge_nbytes, *_eager(kind, limit, memory))
-    kernel.allocator_limit(limit, max(0, soft) // 4 if soft != resource.RLIM_INFINITY else _MOST_DESCRIPTORS)
+    descriptors = max(0, soft) // 4 if soft != resource.RLIM_INFINITY else _MOST_DESCRIPTORS
+    kernel.allocator_limit(limit, descriptors, procmaps.max_map_count() // 2)
     return made
 
 

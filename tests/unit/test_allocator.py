@@ -148,6 +148,27 @@ def test_what_is_kept_makes_room_for_a_new_array_where_mappings_run_out() -> Non
     succeeds(MAPPINGS_RUN_OUT)
 
 
+MANY = """
+import numpy as np, mirrormap as mm
+most = int(open("/proc/sys/vm/max_map_count").read())
+with mm.numpy_allocator(1) as allocator:
+    arrays = [np.full(2, number) for number in range(most + 1)]
+    zeros = np.zeros(9)
+    assert allocator.state.arrays <= most // 2 and not zeros.any()
+    assert all(array[1] == number for number, array in enumerate(arrays))
+    arrays[-1].resize(900, refcheck=False)
+    assert arrays[-1].sum() == 2 * most
+    mm.mirror(arrays[0])[0] = 7
+    assert arrays[0][0] == 7
+"""
+
+
+def test_more_arrays_than_a_process_may_have_mappings() -> None:
+    if int(Path("/proc/sys/vm/max_map_count").read_text()) > 1 << 17:
+        pytest.skip("more mappings than a test should make")
+    succeeds(MANY)
+
+
 @given(st.lists(st.integers(0, 40 * PAGE), min_size=2, max_size=8))
 def test_resizing_keeps_what_there_was(counts: list[int]) -> None:
     with mm.numpy_allocator(8 * PAGE):

@@ -22,12 +22,14 @@ struct handler {
 /* NumPy's own, for small arrays and for what is not ours. */
 static PyDataMemAllocator plain;
 
+/* Each block is a mapping, of which a process may have so many: beyond that NumPy's own memory does. */
 static void *allocate(void *context, size_t nbytes)
 {
     const struct handler *handler = context;
     if (nbytes < handler->threshold)
         return plain.malloc(plain.ctx, nbytes);
-    return mm_block_new(nbytes, &handler->kind, false);
+    void *block = mm_block_new(nbytes, &handler->kind, false);
+    return block != NULL ? block : plain.malloc(plain.ctx, nbytes);
 }
 
 static void *allocate_zeros(void *context, size_t count, size_t item_nbytes)
@@ -37,7 +39,8 @@ static void *allocate_zeros(void *context, size_t count, size_t item_nbytes)
         return NULL;
     if (count * item_nbytes < handler->threshold)
         return plain.calloc(plain.ctx, count, item_nbytes);
-    return mm_block_new(count * item_nbytes, &handler->kind, true);
+    void *block = mm_block_new(count * item_nbytes, &handler->kind, true);
+    return block != NULL ? block : plain.calloc(plain.ctx, count, item_nbytes);
 }
 
 static void deallocate(void *context, void *data, size_t nbytes)
@@ -53,8 +56,7 @@ static void deallocate(void *context, void *data, size_t nbytes)
 static void *move_block(const struct handler *handler, void *data, size_t nbytes)
 {
     size_t old = mm_block_nbytes(data);
-    void *moved = nbytes < handler->threshold ? plain.malloc(plain.ctx, nbytes)
-                                              : mm_block_new(nbytes, &handler->kind, false);
+    void *moved = allocate((void *)handler, nbytes);
     if (moved != NULL) {
         memcpy(moved, data, old < nbytes ? old : nbytes);
         mm_block_free(data);
@@ -136,14 +138,14 @@ PyObject *allocator_set(PyObject *module, PyObject *handler)
     return PyDataMem_SetHandler(handler == Py_None ? NULL : handler);
 }
 
-/* allocator_limit(cached_nbytes, descriptors) */
+/* allocator_limit(cached_nbytes, descriptors, blocks) */
 PyObject *allocator_limit(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_ssize_t cached_nbytes, descriptors;
-    if (!PyArg_ParseTuple(args, "nn", &cached_nbytes, &descriptors))
+    Py_ssize_t cached_nbytes, descriptors, blocks;
+    if (!PyArg_ParseTuple(args, "nnn", &cached_nbytes, &descriptors, &blocks))
         return NULL;
-    mm_blocks_limit((size_t)cached_nbytes, (size_t)descriptors);
+    mm_blocks_limit((size_t)cached_nbytes, (size_t)descriptors, (size_t)blocks);
     Py_RETURN_NONE;
 }
 

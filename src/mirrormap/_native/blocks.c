@@ -33,7 +33,7 @@ enum {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* for everything below */
 static struct block *buckets[BUCKETS], *cache;
 static struct mm_blocks_state state;
-static size_t page, pmd, cache_limit, descriptor_limit, descriptors;
+static size_t page, pmd, cache_limit, descriptor_limit, descriptors, block_limit;
 
 static struct block **bucket_of(uintptr_t address)
 {
@@ -229,12 +229,15 @@ static struct block *block_of(size_t nbytes, size_t page_nbytes, size_t eager_nb
     struct block *block = from_cache(nbytes, page_nbytes);
     if (block != NULL)
         insert(block);
+    bool full = state.count + state.cached >= block_limit;
     pthread_mutex_unlock(&lock);
     if (block != NULL) {
         if (zero)
             memset((void *)block->address, 0, block->nbytes);
         return block;
     }
+    if (full && mm_blocks_trim(0) == 0)            /* others need mappings too */
+        return NULL;
     block = malloc(sizeof *block);
     if (block == NULL)
         return NULL;
@@ -350,11 +353,12 @@ void mm_blocks_share(uintptr_t start, uintptr_t end)
     pthread_mutex_unlock(&lock);
 }
 
-void mm_blocks_limit(size_t cached_nbytes, size_t most_descriptors)
+void mm_blocks_limit(size_t cached_nbytes, size_t most_descriptors, size_t most_blocks)
 {
     pthread_mutex_lock(&lock);
     cache_limit = cached_nbytes;
     descriptor_limit = most_descriptors;
+    block_limit = most_blocks;
     pthread_mutex_unlock(&lock);
     mm_blocks_trim(cached_nbytes);
 }

@@ -22,8 +22,8 @@ struct mm_block_kind {
 
 /* Before anything else: 0 or an errno. */
 int mm_blocks_setup(size_t page_nbytes, size_t pmd_nbytes);
-/* Bytes of freed blocks to keep for later, and descriptors to keep open. */
-void mm_blocks_limit(size_t cached_nbytes, size_t descriptors);
+/* Bytes of freed blocks to keep for later, descriptors to keep open, and blocks: each is a mapping. */
+void mm_blocks_limit(size_t cached_nbytes, size_t descriptors, size_t blocks);
 
 /* NULL: there is no memory. Huge pages are used where they can be had, ordinary ones otherwise. */
 void *mm_block_new(size_t nbytes, const struct mm_block_kind *kind, bool zero);
