@@ -25,7 +25,8 @@ def dtype_from(value: Any) -> np.dtype[Any]:
     """
     try:
         found = npy.descr_to_dtype(_descr(value))
-    except SyntaxError as error:  # NumPy reads some names, such as ",f4", as Python
+    # NumPy reads some names, such as ",f4", as Python; of others, "a5", it warns, which may be an error
+    except (SyntaxError, DeprecationWarning) as error:
         raise ValueError(f"{value!r} names no dtype") from error
     if found.subdtype is not None:  # no array has such a dtype: its dimensions are the array's
         raise ValueError(f"{value!r} names several items")

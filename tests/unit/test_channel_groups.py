@@ -247,7 +247,7 @@ def test_a_loop_in_another_network_namespace() -> None:
 @pytest.mark.leaks_by_nature  # the loop's executor
 def test_another_network_namespace_is_waited_for_by_a_thread() -> None:
     with mm.Channel("64KiB") as channel:
-        child = FORK.Process(target=produce, args=(channel, 10, 0.01))
+        child = FORK.Process(target=produce, args=(channel, 10, 0.1))
         receiver = channel.receiver()
         child.start()
         while channel.peers()[0].role != "sender":
