@@ -43,6 +43,7 @@ __all__ = [
 _MAPS = Path("/proc/self/maps")
 _HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
+_DEFAULT_MAX_MAP_COUNT = 65_530  # of the kernel
 
 # ioctls that this kernel or sandbox refuses; found out once
 _NO_IOCTL = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
@@ -124,8 +125,11 @@ def map_count() -> int:
 
 
 def max_map_count() -> int:
-    """vm.max_map_count: the most entries an address space may have."""
-    return int(Path("/proc/sys/vm/max_map_count").read_text())
+    """vm.max_map_count: the most entries an address space may have; the kernel's default without /proc."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except OSError:
+        return _DEFAULT_MAX_MAP_COUNT
 
 
 def advice_for_enomem(nbytes: int) -> str:

@@ -117,6 +117,27 @@ assert file.ok and "no folder can be written to" in file.detail, file
     )
 
 
+@root
+def test_without_proc_there_are_heaps_and_arrays() -> None:
+    """Nobody can count the mappings there: a heap makes no more of them, and the allocator takes the kernel's default."""
+    succeeds(
+        """
+import numpy as np, mirrormap as mm
+with mm.numpy_allocator():
+    array = np.ones(1 << 20, "u1")
+with mm.Heap("16MiB", collector="manual") as heap:
+    kept = [heap.put(bytes([at % 256]) * 500) for at in range(4000)][::16]
+    views = [ref.array for ref in kept]
+    heap.collect()
+    assert array.all() and all(bytes(ref) == view.tobytes() for ref, view in zip(kept, views))
+    assert heap._meshing() == (0, 0)
+    heap.verify()
+    del views
+""",
+        prefix=under("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"),
+    )
+
+
 def test_a_user_namespace() -> None:
     prefix = under("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc")
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:

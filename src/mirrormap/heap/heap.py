@@ -237,7 +237,8 @@ class Heap(HeapBase, Closing):
         Raises: ClosedError, also when another thread closes the heap meanwhile.
         """
         self._look()
-        self._count_mappings()
+        if self._stats()[3]:  # views: without any, nothing comes to share a frame
+            self._count_mappings()
         goal = self._goal()
         while self._advance(goal, collecting.STEP_NS):
             pass
@@ -321,9 +322,12 @@ class Heap(HeapBase, Closing):
                 return
 
     def _count_mappings(self) -> None:
-        """How many mappings meshing may make."""
+        """How many mappings meshing may make: none where nobody can count those there are."""
         used = self._meshing()[1]
-        left = procmaps.max_map_count() - procmaps.map_count()
+        try:
+            left = procmaps.max_map_count() - procmaps.map_count()
+        except OSError:
+            left = 0
         self._mesh_most(max(0, used + left // _MESHING))
 
     def _repr_html_(self) -> str:
