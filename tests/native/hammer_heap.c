@@ -139,7 +139,7 @@ static void disown(struct mutator *self, uint32_t entry)
 {
     uint64_t nbytes = mm_object_nbytes(mm_header_at(&heap, mm_entries(&heap.index)[entry].offset));
     mm_entry_remove(&heap, &self->owner, entry);
-    mm_give_way(&heap, 4 * nbytes);
+    mm_give_way(&heap, nbytes);
 }
 
 static void own(struct mutator *self)

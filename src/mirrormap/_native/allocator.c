@@ -53,10 +53,10 @@ static void deallocate(void *context, void *data, size_t nbytes)
 }
 
 /* Where page tables do not do it: other memory, and a copy. */
-static void *move_block(const struct handler *handler, void *data, size_t nbytes)
+static void *move_block(void *context, void *data, size_t nbytes)
 {
     size_t old = mm_block_nbytes(data);
-    void *moved = allocate((void *)handler, nbytes);
+    void *moved = allocate(context, nbytes);
     if (moved != NULL) {
         memcpy(moved, data, old < nbytes ? old : nbytes);
         mm_block_free(data);
@@ -71,7 +71,7 @@ static void *reallocate(void *context, void *data, size_t nbytes)
         return allocate(context, nbytes);
     if (mm_block_is(data)) {
         void *resized = nbytes < handler->threshold ? NULL : mm_block_resize(data, nbytes);
-        return resized != NULL ? resized : move_block(handler, data, nbytes);
+        return resized != NULL ? resized : move_block(context, data, nbytes);
     }
     /* how long it was is not known here: let NumPy lengthen it, then copy all of it */
     void *longer = plain.realloc(plain.ctx, data, nbytes);

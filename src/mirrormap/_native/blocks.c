@@ -20,7 +20,7 @@ struct block {
     size_t nbytes;             /* mapped: whole pages */
     size_t page_nbytes;
     int fd;                    /* -1: anonymous, because too many descriptors are open */
-    enum mm_hugefs kind;
+    enum mm_hugefs kind;       /* of file it is, if any */
     bool shared;               /* a mirror, a handle or a forked child may show the pages */
 };
 

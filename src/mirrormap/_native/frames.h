@@ -97,6 +97,12 @@ uint64_t mm_oldest_frame(const struct mm_stream *stream, uint64_t from, uint64_t
 
 /* The next message of a group, and the word that says so; MM_UNSET, and 0: it has not begun. */
 uint64_t mm_group_at(const struct mm_group *group, uint64_t *word);
+/* The number of that message, as far as anybody has counted. */
+static inline uint64_t mm_group_sequence(const struct mm_group *group)
+{
+    return atomic_load_explicit(&group->count, memory_order_acquire) >> 8;
+}
+
 /* A place between messages, and the number of the one that begins there. */
 struct mm_place {
     uint64_t position, sequence;

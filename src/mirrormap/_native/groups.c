@@ -79,7 +79,7 @@ static void settle(struct mm_control *shared, struct mm_group *group, uint32_t n
 uint64_t mm_group_count(struct mm_control *shared, struct mm_group *group, uint32_t number, uint64_t word)
 {
     settle(shared, group, number, word);
-    return atomic_load_explicit(&group->count, memory_order_acquire) >> 8;
+    return mm_group_sequence(group);
 }
 
 /* Say in a slot where the cursor will be moved to in its name. Release: what the slot said before was counted. */

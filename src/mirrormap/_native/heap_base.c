@@ -54,10 +54,10 @@ static bool take_colours(HeapBase *heap, PyObject *colours, bool guard)
         return false;
     }
     core->guard = guard;
-    if (mm_guard(core))
-        return true;
-    raise_errno(ENOMEM);
-    return false;
+    int error = mm_guard(core);
+    if (error != 0)
+        raise_errno(error);
+    return error == 0;
 }
 
 /* _attach(region, colours, guard, fd, page_nbytes, limit, target): over the pages that the region shows from offset

@@ -89,7 +89,7 @@ PyObject *take_out(Container *self, struct mm_heap *core, uint32_t entry)
     PyObject *key = key_held(&mm_entries(&core->index)[entry]);
     uint64_t nbytes = nbytes_of(core, entry);
     mm_entry_remove(core, &self->owner, entry);
-    mm_give_way(core, 4 * nbytes + MM_BLOCK / 64);
+    mm_give_way(core, nbytes);
     return key;
 }
 
@@ -167,12 +167,18 @@ static PyObject *container_pop(PyObject *self, PyObject *const *args, Py_ssize_t
     return otherwise == self ? no_such_key(args[0]) : Py_NewRef(otherwise);
 }
 
+/* 1: it is there, 0: it is not, -1: an exception is set. */
+static int look_up(const Container *self, PyObject *key, uint32_t *entry)
+{
+    struct wanted wanted;
+    return wanted_of(key, &wanted) < 0 ? -1 : find(self, &wanted, entry);
+}
+
 static PyObject *container_view(PyObject *object, PyObject *key)
 {
     Container *self = container_of(object);
-    struct wanted wanted;
     uint32_t entry;
-    int found = wanted_of(key, &wanted) < 0 ? -1 : find(self, &wanted, &entry);
+    int found = look_up(self, key, &entry);
     if (found <= 0)
         return found < 0 ? NULL : no_such_key(key);
     struct mm_heap *core = &heap_of(self->heap)->core;
@@ -195,9 +201,8 @@ static PyObject *container_view(PyObject *object, PyObject *key)
 static int container_remove(PyObject *object, PyObject *key)
 {
     Container *self = container_of(object);
-    struct wanted wanted;
     uint32_t entry;
-    int found = wanted_of(key, &wanted) < 0 ? -1 : find(self, &wanted, &entry);
+    int found = look_up(self, key, &entry);
     if (found == 0)
         no_such_key(key);
     if (found <= 0)
@@ -213,9 +218,8 @@ static int container_setitem(PyObject *self, PyObject *key, PyObject *value)
 
 static int container_contains(PyObject *self, PyObject *key)
 {
-    struct wanted wanted;
     uint32_t entry;
-    return wanted_of(key, &wanted) < 0 ? -1 : find(container_of(self), &wanted, &entry);
+    return look_up(container_of(self), key, &entry);
 }
 
 static Py_ssize_t container_length(PyObject *self)

@@ -58,6 +58,8 @@ uint64_t nbytes_of(const struct mm_heap *core, uint32_t entry);   /* of data */
 int container_assign(PyObject *self, PyObject *key, PyObject *value);
 
 /* heap_container_all.c */
+/* Take out the oldest of some entries: (key, value). NULL without an exception: something changed, so look again. */
+PyObject *take_oldest(Container *self, struct mm_heap *core);
 PyObject *container_iter(PyObject *self);
 PyObject *container_popitem(PyObject *self, PyObject *unused);
 PyObject *container_clear_all(PyObject *self, PyObject *unused);

@@ -108,35 +108,43 @@ PyType_Spec round_spec = {
 
 /* --- emptying ----------------------------------------------------------------------------------- */
 
+PyObject *take_oldest(Container *self, struct mm_heap *core)
+{
+    uint32_t entry = self->owner.oldest;
+    uint64_t changes = self->owner.changes;
+    PyObject *value = copy_of(self, entry);
+    PyObject *key = value != NULL ? key_object(&mm_entries(&core->index)[entry]) : NULL;
+    PyObject *item = key != NULL ? PyTuple_Pack(2, key, value) : NULL;
+    Py_XDECREF(value);
+    Py_XDECREF(key);
+    if (item == NULL)
+        return NULL;
+    if (container_open(self) == NULL || self->owner.changes != changes) {
+        Py_DECREF(item);
+        return NULL;
+    }
+    Py_XDECREF(take_out(self, core, entry));
+    return item;
+}
+
 PyObject *container_popitem(PyObject *object, PyObject *unused)
 {
     (void)unused;
     Container *self = container_of(object);
-    for (;;) {
+    PyObject *item = NULL;
+    while (item == NULL) {
         struct mm_heap *core = container_open(self);
         if (core == NULL)
             return NULL;
-        uint32_t entry = self->owner.oldest;
-        if (entry == 0) {
+        if (self->owner.oldest == 0) {
             PyErr_SetString(PyExc_KeyError, "the container is empty");
             return NULL;
         }
-        uint64_t changes = self->owner.changes;
-        PyObject *value = copy_of(self, entry);
-        PyObject *key = value != NULL ? key_object(&mm_entries(&core->index)[entry]) : NULL;
-        PyObject *item = key != NULL ? PyTuple_Pack(2, key, value) : NULL;
-        Py_XDECREF(value);
-        Py_XDECREF(key);
+        item = take_oldest(self, core);
         if (item == NULL && PyErr_Occurred())
             return NULL;
-        if (item != NULL && container_open(self) != NULL && self->owner.changes == changes) {
-            Py_XDECREF(take_out(self, core, entry));
-            return item;
-        }
-        Py_XDECREF(item);
-        if (PyErr_Occurred())
-            return NULL;
     }
+    return item;
 }
 
 /* Take out what is in it now, whatever letting go of the keys puts in; no value is moved for others that go. */
@@ -160,7 +168,7 @@ PyObject *container_clear_all(PyObject *object, PyObject *unused)
     empty(self);
     if (container_open(self) == NULL)
         return NULL;
-    mm_give_way(&heap_of(self->heap)->core, MM_BLOCK / 64);
+    mm_give_way(&heap_of(self->heap)->core, 0);
     Py_RETURN_NONE;
 }
 

@@ -3,32 +3,25 @@
 #include "heap_container.h"
 #include "heap_put.h"
 
-enum { MOST_MOVED = 1 << 17 };         /* bytes, for one value that is put: it is waited for */
+enum { MOST_PAID_FOR = 31 << 10 };     /* bytes of one value that is put: moving others for it is waited for */
 
 /* Give up what was used least recently. 1: Python code ran, which may have done anything; -1: it raised. */
 static int evict(Container *self, struct mm_heap *core)
 {
-    uint32_t entry = self->owner.oldest;
     if (self->on_evict == NULL) {      /* moving the others together is put off until the new value is there */
+        uint32_t entry = self->owner.oldest;
         PyObject *held = key_held(&mm_entries(&core->index)[entry]);
         mm_entry_remove(core, &self->owner, entry);
         Py_XDECREF(held);
         return held != NULL;
     }
-    uint64_t changes = self->owner.changes;
-    PyObject *value = copy_of(self, entry);
-    PyObject *key = value != NULL ? key_object(&mm_entries(&core->index)[entry]) : NULL;
-    if (key == NULL || container_open(self) == NULL || self->owner.changes != changes) {
-        Py_XDECREF(value);
-        Py_XDECREF(key);
+    PyObject *item = take_oldest(self, core);
+    if (item == NULL)
         return PyErr_Occurred() ? -1 : 1;
-    }
     PyObject *on_evict = Py_NewRef(self->on_evict);
-    Py_XDECREF(take_out(self, core, entry));
-    PyObject *answer = PyObject_CallFunctionObjArgs(on_evict, key, value, NULL);
+    PyObject *answer = PyObject_Call(on_evict, item, NULL);
     Py_DECREF(on_evict);
-    Py_DECREF(value);
-    Py_DECREF(key);
+    Py_DECREF(item);
     Py_XDECREF(answer);
     return answer != NULL ? 1 : -1;
 }
@@ -99,8 +92,7 @@ static int put(Container *self, const struct wanted *wanted, const struct source
         source_fill(core, offset, source);
         if (enter(self, wanted, found != 0, entry, offset) < 0)
             return -1;
-        uint64_t most = 4 * nbytes + MM_BLOCK / 64;
-        mm_give_way(core, most < MOST_MOVED ? most : MOST_MOVED);
+        mm_give_way(core, nbytes < MOST_PAID_FOR ? nbytes : MOST_PAID_FOR);
         return found != 0 && self->bounded && make_room(self, 0) < 0 ? -1 : 0;
     }
 }

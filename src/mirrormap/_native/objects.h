@@ -7,9 +7,6 @@
 
 #include "hugefs.h"
 
-/* Again after a signal: whoever asked for memory cannot be told of it. */
-#define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
-
 /* `huge_nbytes`: of a pool of such pages; 0: ordinary ones, or larger where `kind` can be had, which `*kind` then
  * still says. Of MM_LARGE_AT_ALLOCATE all of them are taken now, if there are any. Returns 0 or an errno. */
 int mm_object_new(size_t nbytes, size_t huge_nbytes, enum mm_hugefs *kind, int *fd);

@@ -324,7 +324,7 @@ static PyObject *get_sequence(PyObject *self, void *unused)
         return NULL;
     return PyLong_FromUnsignedLongLong(receiver->group == NULL
                                            ? receiver->sequence
-                                           : atomic_load_explicit(&receiver->group->count, memory_order_relaxed) >> 8);
+                                           : mm_group_sequence(receiver->group));
 }
 
 static PyObject *get_slot(PyObject *self, void *unused)

@@ -9,12 +9,16 @@
 #ifndef MIRRORMAP_SYS_H
 #define MIRRORMAP_SYS_H
 
+#include <errno.h>
 #include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+/* Again after a signal, where nobody can be told of it. */
+#define AGAIN(error, call) do (error) = (call); while ((error) == EINTR)
 
 /* One entry of the address space, as PROCMAP_QUERY tells it. */
 struct mm_vma {

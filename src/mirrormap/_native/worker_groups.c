@@ -30,7 +30,7 @@ PyObject *worker_groups(PyObject *self, PyObject *unused)
         if (key == 0)
             continue;
         PyObject *group = Py_BuildValue("(iLNKy#)", i, (long long)key, PyBool_FromLong(position != MM_UNSET),
-                                        (unsigned long long)(atomic_load(&annex->groups[i].count) >> 8),
+                                        (unsigned long long)mm_group_sequence(&annex->groups[i]),
                                         annex->groups[i].name, (Py_ssize_t)sizeof annex->groups[i].name);
         if (group == NULL || PyList_Append(groups, group) < 0)
             Py_CLEAR(groups);

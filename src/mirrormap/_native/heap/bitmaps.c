@@ -22,9 +22,7 @@ int mm_bitmaps_open(struct mm_heap *heap)
 {
     uintptr_t address;
     int error;
-    do {
-        error = mm_sys_map(0, whole(heap), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &address);
-    } while (error == EINTR);
+    AGAIN(error, mm_sys_map(0, whole(heap), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &address));
     if (error != 0)
         return error;
     mm_sys_advise(address, whole(heap), MADV_NOHUGEPAGE);   /* they would be most of a small heap */

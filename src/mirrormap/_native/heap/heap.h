@@ -369,8 +369,8 @@ void mm_expect(struct mm_heap *heap);
 void mm_learn(struct mm_heap *heap);
 /* So many bytes lost a holder, and may be garbage. */
 void mm_dropped(struct mm_heap *heap, uint64_t nbytes);
-/* Containers' values were removed or replaced: move at most so many bytes of others, and wake who helps. */
-void mm_give_way(struct mm_heap *heap, uint64_t most);
+/* So many bytes of containers' values came or went: move others together, and wake who helps. */
+void mm_give_way(struct mm_heap *heap, uint64_t nbytes);
 /* A reference was overwritten: what it led to may be garbage. */
 void mm_unlinked(struct mm_heap *heap);
 /* Bytes of garbage that are expected, beyond what a marking that runs will find. */

@@ -84,9 +84,7 @@ static void copy(struct carry *carry, const struct mm_freeze *freeze)
 static int commit(const struct mm_freeze *freeze)
 {
     int error;
-    do {
-        error = mm_sys_allocate(freeze->fd, 0, 0, (int64_t)freeze->nbytes);
-    } while (error == EINTR);
+    AGAIN(error, mm_sys_allocate(freeze->fd, 0, 0, (int64_t)freeze->nbytes));
     return error;
 }
 

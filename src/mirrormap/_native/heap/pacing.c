@@ -109,9 +109,10 @@ static int64_t spare(const struct mm_heap *heap)
     return ((int64_t)heap->pooled << MM_BLOCK_SHIFT) - (int64_t)(heap->committed / MM_POOL);
 }
 
-void mm_give_way(struct mm_heap *heap, uint64_t most)
+void mm_give_way(struct mm_heap *heap, uint64_t nbytes)
 {
     const struct mm_lane *lane = &heap->lanes[0];
+    uint64_t most = 4 * nbytes + MM_BLOCK / 64;
     bool more = mm_pace(heap, most) >= most;
     /* removing one value after the other outruns that: a thread helps */
     more = more && lane->held * 1000 > lane->live * (heap->target + TOO_FAR) + MM_AHEAD * 1000ull;

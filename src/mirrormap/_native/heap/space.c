@@ -35,9 +35,7 @@ uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block)
 static int allocate(const struct mm_heap *heap, int mode, uint64_t offset, uint64_t nbytes)
 {
     int error;
-    do {
-        error = mm_sys_allocate(heap->fd, FALLOC_FL_KEEP_SIZE | mode, (int64_t)offset, (int64_t)nbytes);
-    } while (error == EINTR);
+    AGAIN(error, mm_sys_allocate(heap->fd, FALLOC_FL_KEEP_SIZE | mode, (int64_t)offset, (int64_t)nbytes));
     return error;
 }
 
@@ -110,44 +108,40 @@ static uint64_t ceiling(const struct mm_heap *heap, uint64_t reserve)
     return limit < heap->allowed ? limit : heap->allowed;
 }
 
-int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t reserve)
+/* Hold pages of a block that are not held, and those between them. */
+static int commit(struct mm_heap *heap, uint32_t index, uint64_t pages, uint64_t reserve)
 {
     struct mm_block *block = &heap->blocks[index];
-    uint64_t missing = mm_pages(heap, 0, end) & ~block->held;
-    if (missing == 0)
-        return 0;
-    uint64_t limit = ceiling(heap, reserve);
-    unsigned first = (unsigned)__builtin_ctzll(missing), last = 64 - (unsigned)__builtin_clzll(missing);
-    unsigned ahead = last + (MM_AHEAD >> heap->page_shift), all = MM_BLOCK >> heap->page_shift;
-    uint64_t more = page_mask(first, ahead < all ? ahead : all) & ~block->held;
-    if (heap->committed + pages_nbytes(heap, more) > limit)
-        more = missing;
-    if (heap->committed + pages_nbytes(heap, more) > limit)
+    uint64_t nbytes = pages_nbytes(heap, pages), limit = ceiling(heap, reserve);
+    if (heap->committed + nbytes > limit)
         mm_drain(heap);
-    if (heap->committed + pages_nbytes(heap, more) > limit)
+    if (heap->committed + nbytes > limit)
         return ENOMEM;
-    last = 64 - (unsigned)__builtin_clzll(more);
+    unsigned first = (unsigned)__builtin_ctzll(pages), last = 64 - (unsigned)__builtin_clzll(pages);
     uint64_t start = ((uint64_t)index << MM_BLOCK_SHIFT) + ((uint64_t)first << heap->page_shift);
     int error = allocate(heap, 0, start, (uint64_t)(last - first) << heap->page_shift);
     if (error == 0)
-        set_held(heap, block, block->held | more);
+        set_held(heap, block, block->held | pages);
     return error;
+}
+
+int mm_commit_pages(struct mm_heap *heap, uint32_t index, uint32_t end, uint64_t reserve)
+{
+    const struct mm_block *block = &heap->blocks[index];
+    uint64_t missing = mm_pages(heap, 0, end) & ~block->held;
+    if (missing == 0)
+        return 0;
+    unsigned first = (unsigned)__builtin_ctzll(missing), last = 64 - (unsigned)__builtin_clzll(missing);
+    unsigned ahead = last + (MM_AHEAD >> heap->page_shift), all = MM_BLOCK >> heap->page_shift;
+    uint64_t more = page_mask(first, ahead < all ? ahead : all) & ~block->held;
+    bool fits = heap->committed + pages_nbytes(heap, more) <= ceiling(heap, reserve);
+    return commit(heap, index, fits ? more : missing, reserve);
 }
 
 int mm_commit_frame(struct mm_heap *heap, uint32_t index, unsigned frame)
 {
-    struct mm_block *block = &heap->blocks[index];
-    uint64_t nbytes = (uint64_t)1 << heap->page_shift;
-    if ((block->held >> frame & 1) != 0)
-        return 0;
-    if (heap->committed + nbytes > ceiling(heap, 0))
-        mm_drain(heap);
-    if (heap->committed + nbytes > ceiling(heap, 0))
-        return ENOMEM;
-    int error = allocate(heap, 0, ((uint64_t)index << MM_BLOCK_SHIFT) + frame * nbytes, nbytes);
-    if (error == 0)
-        set_held(heap, block, block->held | (uint64_t)1 << frame);
-    return error;
+    uint64_t missing = (uint64_t)1 << frame & ~heap->blocks[index].held;
+    return missing != 0 ? commit(heap, index, missing, 0) : 0;
 }
 
 static void give_back(struct mm_heap *heap, uint32_t index, unsigned first, unsigned last)

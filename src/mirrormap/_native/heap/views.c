@@ -19,25 +19,25 @@ int mm_view_protection(const struct mm_heap *heap, unsigned view)
     return heap->guard && view != 0 && view != view_of(heap, heap->good) ? PROT_NONE : WRITABLE;
 }
 
-static bool protect(const struct mm_heap *heap, uint64_t colour, int protection)
+static int protect(const struct mm_heap *heap, uint64_t colour, int protection)
 {
-    return mm_sys_protect((uintptr_t)heap->views[view_of(heap, colour)], (size_t)heap->offsets + 1, protection) == 0;
+    return mm_sys_protect((uintptr_t)heap->views[view_of(heap, colour)], (size_t)heap->offsets + 1, protection);
 }
 
-bool mm_guard(struct mm_heap *heap)
+int mm_guard(struct mm_heap *heap)
 {
-    for (uint64_t colour = 0; heap->guard && colour < MM_COLOURS; colour++)
-        if (!protect(heap, colour << heap->shift, mm_view_protection(heap, 1 + (unsigned)colour)))
-            return false;
-    return true;
+    int error = 0;
+    for (uint64_t colour = 0; error == 0 && heap->guard && colour < MM_COLOURS; colour++)
+        error = protect(heap, colour << heap->shift, mm_view_protection(heap, 1 + (unsigned)colour));
+    return error;
 }
 
 bool mm_turn(struct mm_heap *heap)
 {
     uint64_t before = heap->good, good = ((before >> heap->shift) + 1) % MM_COLOURS << heap->shift;
-    if (heap->guard && !protect(heap, good, WRITABLE))
+    if (heap->guard && protect(heap, good, WRITABLE) != 0)
         return false;
-    if (heap->guard && !protect(heap, before, PROT_NONE)) {
+    if (heap->guard && protect(heap, before, PROT_NONE) != 0) {
         protect(heap, good, PROT_NONE);
         return false;
     }

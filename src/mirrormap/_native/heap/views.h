@@ -33,9 +33,9 @@ static inline uint64_t mm_load(struct mm_heap *heap, _Atomic uint64_t *slot)
 
 /* PROT_* of a view: what anybody must give it who maps parts of it again. */
 int mm_view_protection(const struct mm_heap *heap, unsigned view);
-/* Guard the views as the good colour wants it; mm_turn makes the next colour the good one. False: the
- * kernel will not, and all is as it was. */
-bool mm_guard(struct mm_heap *heap);
+/* Guard the views as the good colour wants it: 0 or an errno. */
+int mm_guard(struct mm_heap *heap);
+/* Make the next colour the good one. False: the kernel will not, and all is as it was. */
 bool mm_turn(struct mm_heap *heap);
 
 #endif
