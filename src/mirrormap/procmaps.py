@@ -10,6 +10,7 @@ import resource
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -380,18 +381,13 @@ def huge_pool(page_nbytes: int) -> HugePool:
     return HugePool(page_nbytes, total, free, reserved)
 
 
-_pmd_nbytes = 0
-
-
+@cache
 def pmd_nbytes() -> int:
     """Bytes one huge page-table entry maps: the alignment transparent huge pages need."""
-    global _pmd_nbytes
-    if not _pmd_nbytes:
-        try:
-            _pmd_nbytes = int((_THP / "hpage_pmd_size").read_text())
-        except OSError:
-            _pmd_nbytes = default_huge_nbytes() or PAGE_NBYTES
-    return _pmd_nbytes
+    try:
+        return int((_THP / "hpage_pmd_size").read_text())
+    except OSError:
+        return default_huge_nbytes() or PAGE_NBYTES
 
 
 def transparent_setting(name: str) -> str | None:
