@@ -33,3 +33,22 @@ def errors(model: Path, folder: Path, options: str, seconds: float = 240) -> tup
     assert "out of memory" not in found, found
     assert int(counted[1]) or "Search not completed" not in found, found
     return int(counted[1]), found
+
+
+def holds(model: Path, folder: Path, options: str, seconds: float = 240) -> None:
+    """No interleaving breaks it."""
+    count, found = errors(model, folder, options, seconds)
+    assert not count, found
+
+
+def is_broken(model: Path, folder: Path, options: str) -> None:
+    """A fault was put in, and some interleaving shows it."""
+    count, found = errors(model, folder, options)
+    assert count == 1, found
+
+
+def holds_in_hours(model: Path, folder: Path, options: str, soak: bool) -> None:
+    """A space that takes minutes: without hours it is left to `make soak`."""
+    if not soak:
+        pytest.skip("minutes of search: --soak runs it")
+    holds(model, folder, options, 3000)

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import wave
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,26 @@ def succeeds(script: str, **options: Any) -> str:
     done = run_python(script, **options)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
     return done.stdout
+
+
+def in_threads(works: Iterable[Callable[[], object]]) -> None:
+    """Each in a thread of its own; raises what the first of them raised."""
+    failures: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            error.add_note(traceback.format_exc())  # a traceback itself would hold what is counted
+            failures.append(error.with_traceback(None))
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def forked(act: Callable[[], object]) -> int:

@@ -15,18 +15,12 @@ import pytest
 from test_injected import FAULTS, UNDOING
 
 import mirrormap as mm
-from conftest import held
-from mirrormap import _core
+from faults import arm, disarm, fault_hits, needs_faults
+from support import held
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 SHORT = (errno.ENOMEM, errno.ENOSPC)
-
-
-def disarm() -> None:
-    _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
 
 
 class Scene:
@@ -81,7 +75,7 @@ def freeze_after_moving(scene: Scene) -> None:
 
 def disarm_later(call: Callable[[], None]) -> None:
     """What a scene needs again, and that was not what should fail; how often something did is kept."""
-    kept.append(_core.fault_hits())  # type: ignore[attr-defined]
+    kept.append(fault_hits())
     disarm()
     call()
 
@@ -159,7 +153,7 @@ def attempted(operation: Callable[[Scene], None], scene: Scene, number: int) -> 
     except (mm.MapError, OSError) as error:
         assert number != errno.EINTR, f"not repeated: {error}"
         assert error.errno == number, error
-    hits = kept[0] if kept else _core.fault_hits()  # type: ignore[attr-defined]
+    hits = kept[0] if kept else fault_hits()
     disarm()
     return hits
 
@@ -173,7 +167,7 @@ def test_whatever_fails_nothing_is_lost(scene: Scene, name: str) -> None:
         hit = ""
         for number, undoing in [*FAULTS, (errno.ENOSPC, "")]:
             before = held()
-            _core.fault_arm("*", nth, number, undoing)  # type: ignore[attr-defined]
+            arm("*", nth, number, undoing)
             hits, hit = attempted(OPERATIONS[name], scene, number)
             scene.check()
             failed += hits

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
-from mirrormap import _core
+from faults import arm, disarm, fault_hits, needs_faults
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 
 class Scene:
@@ -44,7 +42,7 @@ class Scene:
             assert len(self.cache[at]) == 3000
 
     def close(self) -> None:
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        disarm()
         self.view.release()
         self.kept.clear()
         self.node, self.large = self.heap.put(b""), self.heap.put(b"")
@@ -116,13 +114,13 @@ def test_whatever_fails_the_heap_stays_intact(scene: Scene, act: str, error: int
     nth = 0
     while True:
         nth += 1
-        _core.fault_arm("fallocate", nth, error)  # type: ignore[attr-defined]
+        arm("fallocate", nth, error)
         try:
             ACTS[act](scene)
         except MemoryError as refused:
             assert "of at most 16777216 bytes" in str(refused)
-        hits = _core.fault_hits()[0]  # type: ignore[attr-defined]
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        hits = fault_hits()[0]
+        disarm()
         scene.check()
         if not hits:
             break

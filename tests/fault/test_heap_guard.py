@@ -7,20 +7,18 @@ import errno
 import pytest
 
 import mirrormap as mm
+from faults import arm, disarm, fault_hits, needs_faults
 from heap_modes import protections_of
-from mirrormap import _core
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 
 def test_what_cannot_be_guarded_is_not_made() -> None:
     for nth in (1, 2, 3):
-        _core.fault_arm("mprotect", nth, errno.ENOMEM)  # type: ignore[attr-defined]
+        arm("mprotect", nth, errno.ENOMEM)
         with pytest.raises(OSError, match="memory"):
             mm.Heap("8MiB", collector="manual", guard=True)
-    _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+    disarm()
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -30,10 +28,10 @@ def test_a_colour_that_cannot_turn_moves_nothing(nth: int) -> None:
         node = heap.new(0, 1)
         node[0] = kept[0]
         before = protections_of(heap)
-        _core.fault_arm("mprotect", nth, errno.ENOMEM)  # type: ignore[attr-defined]
+        arm("mprotect", nth, errno.ENOMEM)
         heap.collect()
-        assert _core.fault_hits() == (1, "mprotect")  # type: ignore[attr-defined]
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        assert fault_hits() == (1, "mprotect")
+        disarm()
         assert heap.stats().moved == 0
         assert heap.stats().stayed > 0
         assert protections_of(heap) == before

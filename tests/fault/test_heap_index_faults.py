@@ -7,11 +7,9 @@ import errno
 import pytest
 
 import mirrormap as mm
-from mirrormap import _core
+from faults import arm, disarm, needs_faults
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 
 @pytest.mark.parametrize("call", ["room", "mmap", "mremap"])
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 def test_a_table_that_cannot_grow_changes_nothing(call: str, nth: int) -> None:
     with mm.Heap("16MiB", collector="manual") as heap:
         values, model = heap.map(), dict[int, bytes]()
-        _core.fault_arm(call, nth, errno.ENOMEM)  # type: ignore[attr-defined]
+        arm(call, nth, errno.ENOMEM)
         failed = 0
         for at in range(20_000):
             try:
@@ -30,21 +28,21 @@ def test_a_table_that_cannot_grow_changes_nothing(call: str, nth: int) -> None:
                 assert at not in values
                 assert len(values) == len(model)
                 heap.verify()
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        disarm()
         assert failed <= 1
         assert dict(values) == model
-        _core.fault_arm(call, nth, errno.ENOMEM)  # type: ignore[attr-defined]
+        arm(call, nth, errno.ENOMEM)
         for at in model:
             del values[at]  # a table that cannot shrink stays long
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        disarm()
         assert heap.verify().objects == 0
 
 
 def test_a_container_for_which_there_is_no_memory() -> None:
     with mm.Heap("1MiB", collector="manual") as heap:
-        _core.fault_arm("room", 1, errno.ENOMEM)  # type: ignore[attr-defined]
+        arm("room", 1, errno.ENOMEM)
         with pytest.raises(MemoryError):
             heap.map()
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        disarm()
         heap.map()[1] = b"value"
         heap.verify()

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
-from mirrormap import _core
+from faults import arm, disarm, fault_hits, needs_faults
 from pinned import Looks, entries
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 
 class Scene:
@@ -37,7 +35,7 @@ class Scene:
             each.check()
 
     def close(self) -> None:
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        disarm()
         self.check()
         for each in self.looks:
             each.clear()
@@ -101,12 +99,12 @@ def test_whatever_fails_views_show_what_they_did(scene: Scene, act: str, call: s
     nth, hits = 0, True
     while hits and nth < 150:
         nth += 1
-        _core.fault_arm(call, nth, error, "msync" if nth % 2 else "")  # type: ignore[attr-defined]
+        arm(call, nth, error, "msync" if nth % 2 else "")
         try:
             ACTS[act](scene)
         except MemoryError as refused:
             assert "shares its pages" in str(refused)
-        hits = bool(_core.fault_hits()[0])  # type: ignore[attr-defined]
-        _core.fault_arm("", 0, 0)  # type: ignore[attr-defined]
+        hits = bool(fault_hits()[0])
+        disarm()
         scene.check()
     assert nth > 1 or (act, call) in {("mesh", "pwrite"), ("drop", "pwrite"), ("loosen", "pwrite")}

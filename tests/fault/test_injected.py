@@ -24,7 +24,7 @@ import pytest
 
 import mirrormap as mm
 from conftest import held
-from mirrormap import _core
+from faults import arm, disarm, fault_hits, needs_faults
 from support import (
     MAP_ANONYMOUS,
     MAP_HUGETLB,
@@ -37,9 +37,7 @@ from support import (
     unmap,
 )
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(_core, "fault_arm"), reason="this build injects no faults; `make sanitize` does"
-)
+pytestmark = needs_faults
 
 # an errno, and which call of the undoing fails with it too
 FAULTS = [
@@ -107,7 +105,7 @@ def closing(make: Callable[[Scene], Any]) -> Callable[[Scene], None]:
         made = make(scene)
         for one in made if isinstance(made, list) else [made]:
             if hasattr(one, "close"):
-                _core.fault_arm("", 0, 0)
+                disarm()
                 one.close()
 
     return operation
@@ -118,7 +116,7 @@ def remapped(scene: Scene, flags: int) -> None:
     with Raw(4 * PAGE) as target:
         to = target.address
         got = mm.mremap(start, 0 if not flags else 4 * PAGE, 4 * PAGE, mm.MREMAP_MAYMOVE | flags, to)
-        _core.fault_arm("", 0, 0)
+        disarm()
         if got != to:
             unmap(got, 4 * PAGE)
 
@@ -126,19 +124,19 @@ def remapped(scene: Scene, flags: int) -> None:
 def grown(scene: Scene, view: mm.Mapping, nbytes: int) -> None:
     before = view.nbytes
     view.resize(nbytes)
-    _core.fault_arm("", 0, 0)
+    disarm()
     view.resize(before)
 
 
 def inherited(scene: Scene) -> None:
     scene.view.inherit = "none"
-    _core.fault_arm("", 0, 0)
+    disarm()
     scene.view.inherit = "share"
 
 
 def protected(scene: Scene) -> None:
     scene.view.protect("r", PAGE, PAGE)
-    _core.fault_arm("", 0, 0)
+    disarm()
     scene.view.protect("rw")
 
 
@@ -148,14 +146,14 @@ def closed(scene: Scene) -> None:
         view.close()
     except mm.MapError:
         assert not view.closed
-        _core.fault_arm("", 0, 0)
+        disarm()
         view.close()
 
 
 def rewritten(scene: Scene) -> None:
     with Raw(scene.huge_nbytes, flags=MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB) as raw:
         got = mm.mremap(raw.address, raw.nbytes, 2 * raw.nbytes, mm.MREMAP_MAYMOVE)
-        _core.fault_arm("", 0, 0)
+        disarm()
         unmap(got, 2 * raw.nbytes)
         raw.__dict__["unmap"] = lambda: None
 
@@ -173,7 +171,7 @@ def shrunk(scene: Scene) -> None:
     with mm.Pages(4 * PAGE) as pages, pages.map() as view:
         view.array()[:] = MARK
         pages.resize(PAGE)
-        _core.fault_arm("", 0, 0)
+        disarm()
         assert pages.nbytes == PAGE
         assert view.array()[0] == MARK
         assert not view.array()[PAGE:].any()
@@ -262,7 +260,7 @@ def appended(scene: Scene, reserve: int, page_size: int | None = None) -> None:
             count = PAGE
             grown.shrink_to_fit()
         finally:
-            _core.fault_arm("", 0, 0)
+            disarm()
             assert len(grown) == count
             assert (grown.array == 7).all()
 
@@ -275,7 +273,7 @@ def frozen(scene: Scene) -> None:
             live[PAGE : 2 * PAGE] = 1
             assert (still == MARK).all()
     finally:
-        _core.fault_arm("", 0, 0)
+        disarm()
         taken.close()
         expected = np.full(4 << 20, MARK, "u1")
         if taken.route:
@@ -327,7 +325,7 @@ def kept_for_later(scene: Scene) -> None:
             assert allocator.state.cached == 1
             allocator.trim()
         finally:
-            _core.fault_arm("", 0, 0)
+            disarm()
             allocator.trim()
 
 
@@ -432,7 +430,7 @@ def staged(folder: Path, huge: int) -> Generator[Scene]:
     try:
         yield scene
     finally:
-        _core.fault_arm("", 0, 0)
+        disarm()
         scene.check()
         scene.close()
 
@@ -451,7 +449,7 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
         for number, undoing in FAULTS if name not in INQUISITIVE else FAULTS[:3]:
             before = held()
             with staged(tmp_path, plenty) as scene:
-                _core.fault_arm("*", nth, number, undoing)
+                arm("*", nth, number, undoing)
                 raised: BaseException | None = None
                 try:
                     operation(scene)
@@ -464,7 +462,7 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
                     assert getattr(raised, "errno", None) == number, (number, raised)
                     assert number != errno.EINTR, f"not repeated: {raised}"
                     raised = None  # and with its context whatever that kept open
-                hits, hit = _core.fault_hits()
+                hits, hit = fault_hits()
             del scene
             after = held()
             grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
@@ -482,17 +480,17 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
 
 def test_an_interrupted_call_is_repeated() -> None:
     for call in ("mmap", "memfd_create", "ftruncate", "munmap"):
-        _core.fault_arm(call, 1, errno.EINTR)
+        arm(call, 1, errno.EINTR)
         with mm.Pages(PAGE) as pages:
             pages.map().close()
-        assert _core.fault_hits()[0], call
-        _core.fault_arm("", 0, 0)
+        assert fault_hits()[0], call
+        disarm()
 
 
 def test_hints_may_be_refused_without_harm() -> None:
     with mm.Pages(2 * PAGE) as pages:
-        _core.fault_arm("madvise", 1, errno.EINVAL)
+        arm("madvise", 1, errno.EINVAL)
         with pages.arrange([(0, 2 * PAGE), (0, 2 * PAGE)]) as ring:
-            assert _core.fault_hits()[0]
+            assert fault_hits()[0]
             ring.array()[0] = 1
-    _core.fault_arm("", 0, 0)
+    disarm()

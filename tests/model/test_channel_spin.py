@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spin import errors, needs_spin
+from spin import holds, holds_in_hours, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("channel.pml")
 
@@ -25,8 +25,7 @@ pytestmark = needs_spin
     ],
 )
 def test_nothing_is_lost_taken_twice_torn_or_waited_for_in_vain(tmp_path: Path, options: str) -> None:
-    count, found = errors(MODEL, tmp_path, options)
-    assert not count, found
+    holds(MODEL, tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +38,7 @@ def test_nothing_is_lost_taken_twice_torn_or_waited_for_in_vain(tmp_path: Path, 
     ],
 )
 def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
-    """A minute each: without hours they are left to `make soak`."""
-    if not soak:
-        pytest.skip("minutes of search: --soak runs it")
-    count, found = errors(MODEL, tmp_path, options, 3000)
-    assert not count, found
+    holds_in_hours(MODEL, tmp_path, options, soak)
 
 
 @pytest.mark.parametrize(
@@ -68,5 +63,4 @@ def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
     ],
 )
 def test_each_rule_is_needed(tmp_path: Path, options: str) -> None:
-    count, found = errors(MODEL, tmp_path, options)
-    assert count == 1, found
+    is_broken(MODEL, tmp_path, options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spin import errors, needs_spin
+from spin import holds, holds_in_hours, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("missed.pml")
 
@@ -15,8 +15,7 @@ pytestmark = needs_spin
 
 @pytest.mark.parametrize("options", ["-DTOTAL=1 -DKILL", "-DTOTAL=2"])
 def test_every_message_is_taken_or_told_once(tmp_path: Path, options: str) -> None:
-    count, found = errors(MODEL, tmp_path, options)
-    assert not count, found
+    holds(MODEL, tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +23,7 @@ def test_every_message_is_taken_or_told_once(tmp_path: Path, options: str) -> No
     ["-DTOTAL=2", "-DTOTAL=2 -DKILL", "-DTOTAL=2 -DMOST=2 -DKILL", "-DTOTAL=1 -DKILL -DDROP -DLATE"],
 )
 def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
-    """Minutes each: without hours they are left to `make soak`."""
-    if not soak:
-        pytest.skip("minutes of search: --soak runs it")
-    count, found = errors(MODEL, tmp_path, options, 3000)
-    assert not count, found
+    holds_in_hours(MODEL, tmp_path, options, soak)
 
 
 @pytest.mark.parametrize(
@@ -45,5 +40,4 @@ def test_larger_spaces(tmp_path: Path, options: str, soak: bool) -> None:
     ],
 )
 def test_each_rule_is_needed(tmp_path: Path, options: str) -> None:
-    count, found = errors(MODEL, tmp_path, options)
-    assert count == 1, found
+    is_broken(MODEL, tmp_path, options)

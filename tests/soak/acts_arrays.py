@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import struct
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from stage import FORK, Stage, child
 
 import mirrormap as mm
-from support import PAGE
+from support import PAGE, in_threads
 
 
 def rows(stage: Stage) -> None:
@@ -167,15 +167,8 @@ def allocated(stage: Stage) -> None:
     chance = stage.chance
     with mm.numpy_allocator(chance.choice(["4KiB", "64KiB", "1MiB"])) as allocator:
         handed: list[Any] = [np.zeros(1)] * 8
-        failures: list[BaseException] = []
         seeds = [chance.randrange(1 << 30) for _ in range(chance.randint(1, 4))]
-        threads = [threading.Thread(target=make, args=(stage, seed, handed, failures)) for seed in seeds]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        in_threads(partial(make, stage, seed, handed) for seed in seeds)
         with stage.may_refuse(), child(look_at, handed) as process:
             process.join(60)
             assert process.exitcode == 0 or stage.pressed
@@ -185,22 +178,19 @@ def allocated(stage: Stage) -> None:
         assert allocator.state.arrays == 0
 
 
-def make(stage: Stage, seed: int, handed: list[Any], failures: list[BaseException]) -> None:
+def make(stage: Stage, seed: int, handed: list[Any]) -> None:
     """Arrays of one number each, of many lengths, some of them given to other threads."""
     chance = type(stage.chance)(seed)
-    try:
-        for _ in range(chance.randint(5, 60)):
-            with stage.may_refuse():
-                value = chance.randrange(256)
-                made = np.full(
-                    chance.choice([100, 5000, 70_000, 1 << 20, 3 << 20]) + chance.randrange(99), value, "u1"
-                )
-                if chance.random() < 0.3:
-                    made = np.concatenate([made, made])
-                assert (made == value).all()
-                handed[chance.randrange(8)] = made
-    except BaseException as error:
-        failures.append(error)
+    for _ in range(chance.randint(5, 60)):
+        with stage.may_refuse():
+            value = chance.randrange(256)
+            made = np.full(
+                chance.choice([100, 5000, 70_000, 1 << 20, 3 << 20]) + chance.randrange(99), value, "u1"
+            )
+            if chance.random() < 0.3:
+                made = np.concatenate([made, made])
+            assert (made == value).all()
+            handed[chance.randrange(8)] = made
 
 
 def look_at(handed: list[Any]) -> None:

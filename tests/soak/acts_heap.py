@@ -6,13 +6,14 @@ import contextlib
 import os
 import random
 import signal
-import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from stage import Stage, child
 
 import mirrormap as mm
+from support import in_threads
 
 
 @contextlib.contextmanager
@@ -79,23 +80,9 @@ def mutate(heap: mm.Heap, seed: int, steps: int) -> None:
 
 def heap_in_threads(stage: Stage) -> None:
     """Threads change graphs of their own while the heap is collected."""
-    failures: list[BaseException] = []
     with made(stage) as heap:
-
-        def work(seed: int) -> None:
-            try:
-                mutate(heap, seed, 300)
-            except BaseException as error:
-                failures.append(error)
-
         seeds = [stage.chance.getrandbits(32) for _ in range(stage.chance.randint(1, 6))]
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        in_threads(partial(mutate, heap, seed, 300) for seed in seeds)
 
 
 def refused(heap: mm.Heap, ref: mm.Ref) -> None:
