@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import default_huge_nbytes, give_back_huge_pages, held, libc, reserved, warm_up
+from support import default_huge_nbytes, give_back_huge_pages, grown_since, held, libc, reserved, warm_up
 
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -53,11 +52,6 @@ def pytest_sessionfinish() -> None:
     give_back_huge_pages()
 
 
-def grown_since(before: dict[str, int]) -> dict[str, tuple[int, int]]:
-    after = held()
-    return {what: (before[what], after[what]) for what in before if after[what] > before[what]}
-
-
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare mappings and descriptors before and after each test, and huge pages around each reservation."""
@@ -66,12 +60,7 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = held()
     yield
-    # the thread of a heap that was just dropped gives its descriptor back when it comes to run
-    until = time.monotonic() + 5
-    grown = grown_since(before)
-    while grown and time.monotonic() < until:
-        time.sleep(0.02)
-        grown = grown_since(before)
+    grown = grown_since(before, 5)
     assert not grown, f"left behind (before, after): {grown}"
 
 

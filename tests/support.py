@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import wave
 from collections import Counter
@@ -302,6 +303,21 @@ def heaps_are_gone() -> None:
     for thread in threading.enumerate():
         if thread.name == "mirrormap heap":
             thread.join(PATIENCE_S)
+
+
+def grown_since(before: dict[str, int], seconds: float = 0) -> dict[str, tuple[int, int]]:
+    """What this process holds that it did not, as (before, now); it has so long to let go of it.
+
+    A thread that ends gives its descriptors back when it comes to run: one of a heap that was just dropped, of
+    an executor, of multiprocessing's sharer.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        now = held()
+        grown = {what: (before[what], now[what]) for what in before if now[what] > before[what]}
+        if not grown or time.monotonic() >= until:
+            return grown
+        time.sleep(0.02)
 
 
 _initial: dict[Path, int] = {}

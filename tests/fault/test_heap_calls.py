@@ -16,7 +16,7 @@ from test_injected import FAULTS, UNDOING
 
 import mirrormap as mm
 from faults import arm, disarm, fault_hits, needs_faults
-from support import held
+from support import grown_since, held
 
 pytestmark = needs_faults
 
@@ -171,15 +171,10 @@ def test_whatever_fails_nothing_is_lost(scene: Scene, name: str) -> None:
             hits, hit = attempted(OPERATIONS[name], scene, number)
             scene.check()
             failed += hits
-            after = held()
-            grown = {
-                what: (before[what], after[what])
-                for what in before
-                if after[what] > before[what] and what != "huge pages"  # nothing here takes any
-            }
             lost = (hit in UNDOING) + (hits == 2)
+            grown = grown_since(before)
             if lost:  # what cannot be unmapped or closed stays
-                assert all(after[what] - before[what] <= 2 * lost for what in grown), (hit, grown)
+                assert all(now - then <= 2 * lost for then, now in grown.values()), (hit, grown)
             else:
                 assert not grown, f"call {nth}, {hit}, answering {errno.errorcode[number]}: {grown}"
             if not hit:

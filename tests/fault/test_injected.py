@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from conftest import held
 from faults import arm, disarm, fault_hits, needs_faults
 from support import (
     MAP_ANONYMOUS,
@@ -33,6 +32,8 @@ from support import (
     Raw,
     address_of,
     default_huge_nbytes,
+    grown_since,
+    held,
     reserved,
     unmap,
 )
@@ -464,14 +465,13 @@ def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
                     raised = None  # and with its context whatever that kept open
                 hits, hit = fault_hits()
             del scene
-            after = held()
-            grown = {what: (before[what], after[what]) for what in before if after[what] > before[what]}
             lost = (hit in UNDOING) + (hits == 2)
+            grown = grown_since(before)
             if lost:  # what cannot be unmapped or closed stays, and nothing else does
                 # of one range that stays
                 two = name.startswith(("ring", "channel", "stitch"))
                 entries = 3 if "numpy" in name else 2 if two else 1
-                assert all(after[what] - before[what] <= lost * entries for what in grown), (hit, grown)
+                assert all(now - then <= lost * entries for then, now in grown.values()), (hit, grown)
             else:
                 assert not grown, f"call {nth}, {hit}, answering {errno.errorcode[number]}: {grown}"
             if not hit:

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 import mirrormap as mm
-from conftest import held
 from mirrormap import kernel
-from support import PAGE
+from support import PAGE, held
 
 MARK = 0x5A
 

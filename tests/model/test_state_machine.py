@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 import mirrormap as mm
-from support import PAGE, default_huge_nbytes, entries, held, protections, reserved, scaled
+from support import PAGE, default_huge_nbytes, entries, grown_since, held, protections, reserved, scaled
 
 LIMIT_PAGES = 6
 
@@ -233,10 +233,7 @@ class Life(RuleBasedStateMachine):
             self.pages.close()
             del self.pages
             gc.collect()
-            after = held()
-            grown = {
-                what: after[what] - self.before[what] for what in after if after[what] > self.before[what]
-            }
+            grown = grown_since(self.before)
             assert not grown, grown
 
 

@@ -29,7 +29,7 @@ import acts_models as models  # noqa: E402
 import acts_streams as streams  # noqa: E402
 from stage import Stage, die_with_parent  # noqa: E402
 
-from support import held, libc, warm_up  # noqa: E402
+from support import grown_since, held, libc, warm_up  # noqa: E402
 
 ANYWHERE = [
     memory.views, memory.remapped, memory.foreign, memory.frozen, memory.handed_over,
@@ -78,14 +78,7 @@ def prepared(options: argparse.Namespace) -> None:
 
 def left(before: dict[str, int], folder: Path) -> dict[str, Any]:
     """What an act left behind, as (before, after); ends within a while are waited for."""
-    for _ in range(50):
-        after: dict[str, Any] = held()
-        grown: dict[str, Any] = {
-            what: (before[what], after[what]) for what in before if after[what] > before[what]
-        }
-        if not grown:
-            break
-        time.sleep(0.1)  # a thread of an executor, say, ends by itself
+    grown: dict[str, Any] = dict(grown_since(before, 5))
     names = sorted(path.name for path in folder.iterdir())
     return grown | ({"names": names} if names else {})
 
