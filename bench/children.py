@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -71,3 +74,12 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     finally:
         child.terminate()
         child.join()
+
+
+def one(script: str, *arguments: str) -> Any:
+    """What `script --one ARGUMENTS` prints, as JSON. Raises: RuntimeError with what it said."""
+    command = [sys.executable, script, "--one", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout)

@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import random
-import subprocess
 import sys
 import time
 from array import array
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import memory, one
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
@@ -30,10 +30,7 @@ MOST_TIMED = 1 << 20
 
 def real_nbytes() -> int:
     """Pages of this process, each once: private ones and its share of what others map too."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) << 10
-    raise RuntimeError("no Pss in smaps_rollup")
+    return memory("Pss")
 
 
 class Bytes:
@@ -327,13 +324,6 @@ def tree(name: str, count: int) -> dict[str, Any]:
     }
 
 
-def run(arguments: list[str]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=True
-    )
-    return dict(json.loads(done.stdout))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=256, help="live bytes of the cache")
@@ -386,7 +376,7 @@ def main() -> None:
         for _ in range(options.rounds):  # engines take turns
             for row, (what, numbers, names) in work.items():
                 for name in names:
-                    found = run([what, name, *map(str, numbers)])
+                    found = one(__file__, what, name, *map(str, numbers))
                     rounds.setdefault(row, {}).setdefault(name, []).append(found)
                     progress.advance(task)
     medians: dict[str, Any] = {}

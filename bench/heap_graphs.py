@@ -13,13 +13,12 @@ import gc
 import json
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from children import one
 from heap import MIB, Stops, real_nbytes
 
 import mirrormap as mm
@@ -152,11 +151,8 @@ def main() -> None:
     for _ in range(options.rounds):
         for what, (_, depth) in WORK.items():
             for name in names:
-                done = subprocess.run(
-                    [sys.executable, __file__, "--one", what, name, str(depth - options.less)],
-                    capture_output=True, text=True, check=True,
-                )  # fmt: skip
-                told.setdefault(what, {}).setdefault(name, []).append(json.loads(done.stdout))
+                found = one(__file__, what, name, str(depth - options.less))
+                told.setdefault(what, {}).setdefault(name, []).append(found)
     for what, engines in told.items():
         table = Table("", "records, background", "records, incremental", "objects with slots", title=what)
         for field in next(iter(engines.values()))[0]:

@@ -12,13 +12,12 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import one
 
 import mirrormap as mm
 from mirrormap import kernel
@@ -207,15 +206,12 @@ def main() -> None:
         f"#9: readers of a graph of {options.read:,} nodes": ("read", options.read, ["records", "slots"]),
         "#11: growing 2 MiB under a live view": ("grow", 200, ["array", "numpy"]),
     }
+    os.environ["PYTHONHASHSEED"] = "0"  # of those that measure
     told: dict[str, Any] = {}
     for _ in range(options.rounds):
         for row, (kind, number, names) in work.items():
             for name in names:
-                done = subprocess.run(
-                    [sys.executable, __file__, "--one", kind, name, str(number)],
-                    capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "0"},
-                )  # fmt: skip
-                told.setdefault(row, {}).setdefault(name, []).append(json.loads(done.stdout))
+                told.setdefault(row, {}).setdefault(name, []).append(one(__file__, kind, name, str(number)))
     for row, engines in told.items():
         table = Table("", *engines, title=row)
         fields = dict.fromkeys(field for found in engines.values() for each in found for field in each)

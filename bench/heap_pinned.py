@@ -11,12 +11,11 @@ import argparse
 import json
 import math
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from children import one
 from heap import MIB, RESULTS, sizes
 
 CASES = {"shrunk to 1/4": (4, False), "scattered 1/16": (16, True)}
@@ -120,14 +119,9 @@ def main() -> None:
             volume = options.mib * MIB // (1 if high > 4096 else 4)
             for case in CASES:
                 for meshing in ("meshing", "holes alone"):
-                    done = subprocess.run(
-                        [sys.executable, __file__, "--one", case, sort, str(volume), meshing],
-                        check=False, capture_output=True, text=True,
-                    )  # fmt: skip
-                    if done.returncode:
-                        raise SystemExit(done.stderr)
                     title = f"#4: {volume // MIB} MiB of {sort}, {case}"
-                    rounds.setdefault(title, {}).setdefault(meshing, []).append(json.loads(done.stdout))
+                    found = one(__file__, case, sort, str(volume), meshing)
+                    rounds.setdefault(title, {}).setdefault(meshing, []).append(found)
     for title, ways in rounds.items():
         table = Table("", *ways, title=title)
         for field in ways["meshing"][0]:

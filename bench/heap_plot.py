@@ -12,13 +12,12 @@ import gc
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from children import one
 from heap import MIB, engine, real_nbytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -127,11 +126,7 @@ def main() -> None:
         return
     told: dict[str, list[Any]] = {}
     for name in ("bytes", "1.10"):
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name, "--mib", str(options.mib)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        told[name] = json.loads(done.stdout)
+        told[name] = one(__file__, name, "--mib", str(options.mib))
     for phase in PHASES:
         for name, rows in told.items():
             last = [row for row in rows if row[0] == phase][-1]
