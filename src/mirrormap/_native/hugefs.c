@@ -45,7 +45,9 @@ static int make(struct mount *mount, int *folder)
         if (*folder >= 0)
             mm_sys_close(*folder);
     }
-    atomic_store(&mount->folder, error == 0 ? *folder : REFUSED);
+    /* a signal that came is no refusal: kept, it would be the answer for good, and who begins again after it
+     * would never end */
+    atomic_store(&mount->folder, error == 0 ? *folder : error == EINTR ? UNKNOWN : REFUSED);
     return error;
 }
 
