@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ class Traced:
         script = Path(__file__).with_name("traced.py")
         self.server = subprocess.Popen(
             [sys.executable, str(script), str(reading)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[reading],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[reading], start_new_session=True,
         )  # fmt: skip
         os.close(reading)
         assert self.line() == "ready"
@@ -92,7 +93,7 @@ class Traced:
 
     def close(self) -> None:
         os.close(self.go)
-        self.server.kill()
+        os.killpg(self.server.pid, signal.SIGKILL)  # a case that never ends holds the pipe as well
         self.server.communicate()
 
 
