@@ -103,16 +103,23 @@ bool mm_resume(const struct mm_stream *stream, struct mm_next *next)
 
 /* --- a receiver --- */
 
+/* What lies there may change at any moment, and then the checksum tells: a race that is meant. */
+#if defined(__SANITIZE_THREAD__)
+__attribute__((no_sanitize("thread")))
+#endif
+static struct mm_header copy_of(const char *data)
+{
+    union { uint64_t words[MM_LINE / 8]; struct mm_header header; } copy;
+    for (int i = 0; i < MM_LINE / 8; i++)
+        copy.words[i] = ((const volatile uint64_t *)data)[i];
+    return copy.header;
+}
+
 bool mm_frame_at(const struct mm_stream *stream, uint64_t position, uint64_t upto, struct mm_header *header)
 {
     if (position % MM_LINE != 0 || upto < position || upto - position < MM_LINE)
         return false;
-    /* once, and from then on our own copy: what lies there may change at any moment */
-    const volatile uint64_t *source = (const volatile uint64_t *)(stream->data + position % stream->nbytes);
-    uint64_t words[MM_LINE / 8];
-    for (int i = 0; i < MM_LINE / 8; i++)
-        words[i] = source[i];
-    memcpy(header, words, sizeof words);
+    *header = copy_of(stream->data + position % stream->nbytes);   /* once, and from then on our own copy */
     if (header->check != mixed(header, position) || header->frame_nbytes % MM_LINE != 0
         || header->frame_nbytes < MM_LINE || header->frame_nbytes > stream->nbytes
         || header->frame_nbytes > upto - position || header->before_nbytes > position || position >= MM_FAR
