@@ -221,8 +221,10 @@ static void punch_holes(struct mm_heap *heap, uint32_t index)
     }
     if (block->open)                   /* what comes next goes here */
         alive |= ~mm_pages(heap, 0, block->used & ~((1u << heap->page_shift) - 1));
+    mm_holes_withdraw(heap, index);
     mm_punch(heap, index, ~alive);
     mm_relink(heap, index);
+    mm_holes_offer(heap, index);
 }
 
 bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
@@ -282,6 +284,7 @@ uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
         if (index == 0)
             break;
         const struct mm_block *block = &heap->blocks[index];
+        mm_holes_withdraw(heap, index);
         for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE && moved < most;
              granule = mm_next_start(block->starts, granule + 1)) {
             uint64_t offset = ((uint64_t)index << MM_BLOCK_SHIFT) + granule * MM_GRANULE;

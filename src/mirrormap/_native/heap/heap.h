@@ -3,7 +3,7 @@
  *
  * The offset space is cut into blocks. A block is
  *
- *     FREE -> OWNED | BYTES | OBJECTS   filled from the front, its holes never reused
+ *     FREE -> OWNED | BYTES | OBJECTS   filled from the front; OWNED: then where gaps are, see holes.h
  *          -> RUN, RUN_BODY ...         one large value that never moves
  *     RUN -> DYING -> FREE              its pages go back slice by slice
  *     BYTES | OBJECTS -> leaving -> slid, where there is no room
@@ -28,6 +28,7 @@
 
 #include "../sys.h"
 #include "cycle.h"
+#include "holes.h"
 #include "index.h"
 #include "mesh.h"
 
@@ -102,6 +103,7 @@ struct mm_block {
     bool meshed : 1;                   /* it has a table of what its pages show */
     bool seen : 1;                     /* by the meshing under way, or one before */
     bool written : 1;                  /* an object in it may have a view for writing */
+    bool offered : 1;                  /* OWNED: its gaps are to be had */
 };
 enum { MM_LEAVING = MM_BUCKETS + 1 };
 
@@ -147,6 +149,7 @@ struct mm_heap {
     uint64_t *taken;                   /* a bit a block that is not FREE, or in the pool */
     uint32_t pool, pooled;             /* free blocks that hold pages */
     struct mm_lane lanes[MM_LANES];
+    struct mm_holes holes;
     uint64_t runs_live;                /* bytes of objects in runs */
     uint64_t pinned;                   /* bytes that live exports hold in place */
     uint32_t exports;
@@ -285,7 +288,6 @@ uint64_t mm_block_held(const struct mm_heap *heap, const struct mm_block *block)
 /* The pages that hold [start, end) of a block. */
 uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
 
-
 /* lanes.c: blocks by how full they are, and the objects in them. */
 void mm_link(struct mm_heap *heap, uint32_t index);
 void mm_unlink(struct mm_heap *heap, uint32_t index);
@@ -351,9 +353,6 @@ void mm_settle(struct mm_heap *heap, uint64_t offset);
 bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget);
 /* Move values that containers own while that lane holds too much, at most `most` bytes. Returns how many. */
 uint64_t mm_pace(struct mm_heap *heap, uint64_t most);
-
-/* slide.c: push what lives in a block together, where it lies; pages behind it go back. */
-void mm_slide(struct mm_heap *heap, uint32_t index);
 
 /* cycle.c */
 void mm_begin(struct mm_heap *heap);

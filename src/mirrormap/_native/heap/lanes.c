@@ -73,6 +73,7 @@ void mm_close_block(struct mm_heap *heap, uint32_t index)
         mm_free_block(heap, index);
     else
         mm_link(heap, index);
+    mm_holes_offer(heap, index);
 }
 
 static uint32_t room_in(const struct mm_heap *heap, uint32_t index)
@@ -106,6 +107,9 @@ static uint32_t open_block(struct mm_heap *heap, enum mm_kind kind, bool evacuat
 uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error)
 {
     struct mm_lane *lane = &heap->lanes[kind - MM_OWNED];
+    uint64_t gap = kind == MM_OWNED && !evacuating ? mm_holes_take(heap, nbytes) : 0;
+    if (gap != 0)
+        return gap;
     uint32_t index = open_block(heap, kind, evacuating, nbytes);
     uint64_t reserve = evacuating ? 0 : MM_BLOCK;
     *error = ENOMEM;
@@ -174,8 +178,7 @@ void mm_release(struct mm_heap *heap, uint64_t offset)
             mm_ring(heap);
         return;
     }
-    size_t granule = mm_granule(offset);
-    block->starts[granule / 64] &= ~((uint64_t)1 << (granule % 64));
+    mm_holes_freed(heap, offset, nbytes);
     block->live -= (uint32_t)nbytes;
     lane_of(heap, block)->live -= nbytes;
     if (block->pins != 0)

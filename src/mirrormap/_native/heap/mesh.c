@@ -209,6 +209,8 @@ static void copy(struct mm_heap *heap, uint32_t page, uint32_t host, const uint6
 
 int mm_mesh_join(struct mm_heap *heap, uint32_t page, uint32_t host, const uint64_t *bits)
 {
+    mm_holes_withdraw(heap, mm_block_of_page(heap, page));
+    mm_holes_withdraw(heap, mm_block_of_page(heap, host));
     int error = make_table(heap, mm_block_of_page(heap, page));
     if (error == 0)
         error = make_table(heap, mm_block_of_page(heap, host));

@@ -150,6 +150,7 @@ void mm_unpin(struct mm_heap *heap, uint32_t root)
     heap->pinned -= mm_object_nbytes(mm_header_at(heap, slot->offset));
     if (--heap->blocks[index].pins == 0) {
         mm_link(heap, index);
+        mm_holes_offer(heap, index);
         if (heap->blocks[index].meshed)
             mm_loosened(heap, index);
     }

@@ -257,6 +257,7 @@ static void retire(struct mm_heap *heap, uint32_t index, bool keep)
 void mm_free_block(struct mm_heap *heap, uint32_t index)
 {
     enum mm_kind kind = (enum mm_kind)heap->blocks[index].kind;
+    mm_holes_withdraw(heap, index);
     mm_unlink(heap, index);
     if (heap->blocks[index].meshed && !mm_mesh_dissolve(heap, index))
         return;

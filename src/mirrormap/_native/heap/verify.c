@@ -263,6 +263,8 @@ const char *mm_verify(struct mm_heap *heap, struct mm_census *census, uint64_t *
         wrong = check_books(&walk);
     if (wrong == NULL)
         wrong = mm_mesh_check(heap, &walk.where);
+    if (wrong == NULL)
+        wrong = mm_holes_check(heap, &walk.where);
     for (uint32_t index = 0; walk.seen != NULL && index < heap->count; index++)
         free(walk.seen[index]);
     free(walk.seen);
