@@ -62,6 +62,15 @@ def test_no_byte_outside_is_touched(tmp_path: Path, how: str) -> None:
         pytest.param("slide.c", "block->forward->moved++;", "block->forward->to[0] = 0;", id="slid"),
         pytest.param("roots.c", "mm_coloured(heap, offset);", "offset | heap->good;", id="slid weak"),
         pytest.param("evacuate.c", "mm_tell(heap, header, to);", "", id="roots"),
+        pytest.param(
+            "space.c", "    mm_holes_withdraw(heap, index);\n    mm_unlink", "    mm_unlink", id="freed gaps"
+        ),
+        pytest.param(
+            "evacuate.c",
+            "        mm_holes_withdraw(heap, index);\n        for",
+            "        for",
+            id="moved gaps",
+        ),
         pytest.param("roots.c", "mm_entries(&heap->index)[entry].offset = to;", "return;", id="entries"),
     ],
 )

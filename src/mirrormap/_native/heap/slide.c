@@ -53,7 +53,6 @@ void mm_slide(struct mm_heap *heap, uint32_t index)
     uint32_t to = 0;
     if (block->meshed)                 /* what looks free may be another block's, which shows the same frames */
         return;
-    mm_holes_withdraw(heap, index);
     for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE;
          granule = mm_next_start(block->starts, granule + 1)) {
         uint64_t nbytes = mm_object_nbytes(mm_header_at(heap, first + granule * MM_GRANULE));
@@ -65,5 +64,4 @@ void mm_slide(struct mm_heap *heap, uint32_t index)
     }
     block->used = to;
     mm_punch(heap, index, ~alive);
-    mm_holes_offer(heap, index);
 }
