@@ -197,11 +197,13 @@ def compile_folder(suite: str, folder: Path, shown_as: str) -> None:
     kept = CACHE / "roots" / f"{suite}-native"
     if not kept.is_dir():
         return
-    place = kept / "mnt"
+    place = Path(tempfile.mkdtemp(dir=kept / "mnt"))  # other guests of the suite are prepared beside this one
+    inside = f"/mnt/{place.name}"
     run("mount", "--bind", folder, place)
     try:
         # hashes instead of times, and unchecked: nothing edits a guest
-        options = ["-q", "-j", "2", "--invalidation-mode", "unchecked-hash", "-s", "/mnt", "-p", shown_as]
-        subprocess.run(["chroot", kept, "python3", "-m", "compileall", *options, "/mnt"], capture_output=True)
+        options = ["-q", "-j", "2", "--invalidation-mode", "unchecked-hash", "-s", inside, "-p", shown_as]
+        subprocess.run(["chroot", kept, "python3", "-m", "compileall", *options, inside], capture_output=True)
     finally:
         run("umount", place)
+    place.rmdir()
