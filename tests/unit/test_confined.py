@@ -118,7 +118,7 @@ assert file.ok and "no folder can be written to" in file.detail, file
 
 
 @root
-@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reads /proc")
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reads its options in /proc")
 def test_without_proc_there_are_heaps_and_arrays() -> None:
     """Nobody can count the mappings there: a heap makes no more of them, and the allocator takes the kernel's default."""
     succeeds(

@@ -340,8 +340,9 @@ bool mm_mark_roots(struct mm_heap *heap, struct mm_budget *budget);
 bool mm_trace(struct mm_heap *heap, struct mm_budget *budget);
 bool mm_clear_weak(struct mm_heap *heap, struct mm_budget *budget);
 bool mm_sweep(struct mm_heap *heap, struct mm_budget *budget);
-/* The next object of a block from granule `from` on, or MM_BLOCK / MM_GRANULE. */
+/* The next object of a block from granule `from` on, and the last that begins before one; or MM_BLOCK / MM_GRANULE. */
 size_t mm_next_start(const uint64_t *starts, size_t from);
+size_t mm_last_start(const uint64_t *starts, size_t granule);
 /* From one block that is in use to the next, or `count`. */
 uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index);
 

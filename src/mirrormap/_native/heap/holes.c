@@ -54,7 +54,6 @@ static void insert(struct mm_heap *heap, uint64_t offset, size_t length)
         set_rest(gap_at(heap, gap->next), offset, length_of(gap_at(heap, gap->next)));
     heap->holes.first[class] = offset;
     heap->holes.any[class / 64] |= (uint64_t)1 << (class % 64);
-    heap->holes.nbytes += length * MM_GRANULE;
 }
 
 static void take_out(struct mm_heap *heap, uint64_t offset, size_t length)
@@ -70,7 +69,6 @@ static void take_out(struct mm_heap *heap, uint64_t offset, size_t length)
         heap->holes.first[class] = gap->next;
     if (heap->holes.first[class] == 0)
         heap->holes.any[class / 64] &= ~((uint64_t)1 << (class % 64));
-    heap->holes.nbytes -= length * MM_GRANULE;
 }
 
 /* Stretches of pages that the kernel holds in granules [from, to) of a block: true: there is one, [*from, *end). */
@@ -134,15 +132,8 @@ void mm_holes_withdraw(struct mm_heap *heap, uint32_t index)
 /* The end of the last value before a granule. */
 static size_t end_before(const struct mm_heap *heap, uint32_t index, size_t granule)
 {
-    const uint64_t *starts = heap->blocks[index].starts;
-    uint64_t bits = starts[granule / 64] & (((uint64_t)1 << (granule % 64)) - 1);
-    size_t word = granule / 64;
-    while (bits == 0 && word > 0)
-        bits = starts[--word];
-    if (bits == 0)
-        return 0;
-    size_t found = word * 64 + 63 - (size_t)__builtin_clzll(bits);
-    return found + granules_at(heap, index, found);
+    size_t found = mm_last_start(heap->blocks[index].starts, granule);
+    return found == ALL ? 0 : found + granules_at(heap, index, found);
 }
 
 void mm_holes_freed(struct mm_heap *heap, uint64_t offset, uint64_t nbytes)
@@ -244,6 +235,6 @@ const char *mm_holes_check(const struct mm_heap *heap, uint64_t *where)
             listed.nbytes += length_of(gap) * MM_GRANULE;
         }
     }
-    bool same = listed.nbytes == all.nbytes && listed.count == all.count && listed.nbytes == heap->holes.nbytes;
+    bool same = listed.nbytes == all.nbytes && listed.count == all.count;
     return same ? NULL : "gaps were miscounted";
 }

@@ -11,7 +11,6 @@ enum { MM_HOLE_STEPS = 32, MM_HOLE_CLASSES = 352, MM_HOLE_WORDS = (MM_HOLE_CLASS
 struct mm_holes {
     uint64_t first[MM_HOLE_CLASSES];   /* offsets; 0: there is none */
     uint64_t any[MM_HOLE_WORDS];       /* a bit a class that is not empty */
-    uint64_t nbytes;                   /* of all of them */
 };
 
 struct mm_heap;

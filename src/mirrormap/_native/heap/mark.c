@@ -19,6 +19,15 @@ size_t mm_next_start(const uint64_t *starts, size_t from)
     return MM_BLOCK / MM_GRANULE;
 }
 
+size_t mm_last_start(const uint64_t *starts, size_t granule)
+{
+    uint64_t below = ((uint64_t)1 << (granule % 64)) - 1;
+    for (size_t word = granule / 64 + 1; word-- > 0; below = ~(uint64_t)0)
+        if ((starts[word] & below) != 0)
+            return word * 64 + 63 - (size_t)__builtin_clzll(starts[word] & below);
+    return MM_BLOCK / MM_GRANULE;
+}
+
 uint32_t mm_next_block(const struct mm_heap *heap, uint32_t index)
 {
     for (index++; index < heap->count; index = (index / 64 + 1) * 64) {

@@ -4,16 +4,6 @@
 
 #include <string.h>
 
-/* The last object that begins before a granule, or MM_BLOCK / MM_GRANULE. */
-static size_t start_before(const uint64_t *starts, size_t granule)
-{
-    uint64_t below = ((uint64_t)1 << (granule % 64)) - 1;
-    for (size_t word = granule / 64 + 1; word-- > 0; below = ~(uint64_t)0)
-        if ((starts[word] & below) != 0)
-            return word * 64 + 63 - (size_t)__builtin_clzll(starts[word] & below);
-    return MM_BLOCK / MM_GRANULE;
-}
-
 static void set(uint64_t *bits, size_t first, size_t last)
 {
     for (size_t at = first; at < last;) {
@@ -30,7 +20,7 @@ unsigned mm_page_bits(const struct mm_heap *heap, uint32_t page, uint64_t *bits)
     size_t count = ((size_t)1 << heap->page_shift) / MM_GRANULE, none = MM_BLOCK / MM_GRANULE;
     size_t first = (page - mm_page_of(heap, index, 0)) * count, end = first + count;
     memset(bits, 0, count / 8);
-    size_t granule = start_before(block->starts, first);
+    size_t granule = mm_last_start(block->starts, first);
     if (granule == none)
         granule = mm_next_start(block->starts, first);
     for (; granule < end; granule = mm_next_start(block->starts, granule + 1)) {
