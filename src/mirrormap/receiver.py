@@ -146,10 +146,9 @@ class Receiver(ReceiverBase, SelfClosing):
         """Called from C when there was nothing."""
         deadline = Deadline(timeout)
         while (message := self._try()) is None:
-            milliseconds = deadline.slice_ms()
-            if not self._wait_data(milliseconds):
+            if not self._wait_data(deadline.slice_ms()):
                 self._look_round()
-                if not milliseconds:
+                if deadline.is_over():
                     raise TimeoutError("no message came in time")
         return message
 

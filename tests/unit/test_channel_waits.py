@@ -16,7 +16,7 @@ SPINS = [0, 30, 2000]
 
 def test_who_waits_for_long_looks_round_less_often() -> None:
     deadline = Deadline(None)
-    assert [deadline.slice_ms() for _ in range(5)] == pytest.approx([100, 300, 900, 1000, 1000], abs=1)
+    assert [deadline.slice_ms() for _ in range(5)] == pytest.approx([100, 1000, 1000, 1000, 1000], abs=1)
     assert Deadline(0.05).slice_ms() <= 50
     assert Deadline(0).slice_ms() == 0
 
