@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -17,8 +16,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from mirrormap import kernel, procmaps
-from mirrormap.errors import BusyError, MapError, MirrorError, NotMirrorableError
+from mirrormap import filelock, kernel, procmaps
+from mirrormap.errors import MapError, MirrorError, NotMirrorableError
 from mirrormap.kernel import PAGE_NBYTES, Region, VmaInfo
 from mirrormap.units import LIMIT_NBYTES, Size, as_nbytes, format_nbytes, round_up
 
@@ -287,18 +286,15 @@ class Backing:
                 raise
 
     def lock(self) -> None:
-        """Be the only one that writes this file (flock), until the descriptor goes with us.
+        """Be the only one that writes this file, until the descriptor goes with us.
 
         Raises: BusyError while another process, or another object here, holds it.
         """
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{self.label!r} has a writer already; open it with mode='r'") from None
+        filelock.take(self.fd, self.label)
 
     def unlock(self) -> None:
         """Let another write this file, also while views keep our descriptor."""
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        filelock.give(self.fd)
 
     def shrink(self, nbytes: int) -> None:
         """Shorten: files are truncated; of a sealed object the tail is given back and reads zeros.
