@@ -69,6 +69,12 @@ def write(scene: Scene) -> None:
                 del array
 
 
+def mesh_and_write(scene: Scene) -> None:
+    """What was moved half-way is written to."""
+    drop(scene)
+    write(scene)
+
+
 def drop(scene: Scene) -> None:
     for each in scene.looks:
         for at in list(each.views)[::2]:
@@ -82,7 +88,13 @@ def loosen(scene: Scene) -> None:
     mesh(scene)
 
 
-ACTS: dict[str, Callable[[Scene], Any]] = {"mesh": mesh, "write": write, "drop": drop, "loosen": loosen}
+ACTS: dict[str, Callable[[Scene], Any]] = {
+    "mesh": mesh,
+    "write": write,
+    "drop": drop,
+    "loosen": loosen,
+    "mesh and write": mesh_and_write,
+}
 
 
 @pytest.mark.parametrize("act", ACTS)

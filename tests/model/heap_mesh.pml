@@ -8,6 +8,7 @@
  *     -DMAPS_FIRST     broken on purpose: shows the other frame before the bytes are in it    -DPUNCHES_FIRST  or gives the old one back
  *     -DOVERLAPPING    does not look whether anything overlaps            -DPUNCHES_SHARED  gives back what another page shows
  *     -DMESHES_WRITTEN shares pages that somebody writes to               -DWRITES_SHARED   writes where a frame is shared
+ *     -DOWN_FIRST      leaves its own frame to others, and has none to go to
  *     -DREUSES_FRAMES  uses a block again while others show its frame     -DNEVER_RESTORED  or while its page shows another's
  */
 #ifndef PAGES
@@ -107,7 +108,12 @@ inline mesh() {
             fits = true;
 #endif
             if
-            :: users == 1 && fits -> look_for_room()
+            /* of several that share a frame one goes at a time, and any of those steps may fail */
+#ifdef OWN_FIRST
+            :: fits -> look_for_room()
+#else
+            :: (users == 1 || shows[p] != p) && fits -> look_for_room()
+#endif
             :: else -> fits = false
             fi
         :: else

@@ -38,3 +38,7 @@ def test_longer_lives(tmp_path: Path, soak: bool) -> None:
 )
 def test_each_rule_is_needed(tmp_path: Path, fault: str) -> None:
     is_broken(MODEL, tmp_path, f"-D{fault}")
+
+
+def test_a_page_s_own_frame_is_the_last_to_be_left(tmp_path: Path) -> None:
+    is_broken(MODEL, tmp_path, "-DOWN_FIRST -DPAGES=3 -DACTS=9")

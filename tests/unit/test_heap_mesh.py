@@ -47,6 +47,26 @@ def test_memory_beside_pinned_objects_goes(heap: mm.Heap, owned: bool) -> None:
 
 
 @pytest.mark.parametrize("owned", [False, True])
+def test_frames_that_are_shared_become_fewer_as_they_empty(owned: bool) -> None:
+    """What is meshed again and again comes to little more than what is meshed once, when most of it has gone."""
+    committed = {}
+    for often in (False, True):
+        with mm.Heap("64MiB", collector="manual") as heap:
+            looks = Looks(heap, owned, keep=3)
+            for keep in (3, 6, 12, 24):
+                for at in random.Random(keep).sample(sorted(looks.views), len(looks.views) - 8000 // keep):
+                    looks.drop(at)
+                if often or keep == 24:
+                    heap.collect()
+                    heap.verify()
+                    looks.check()
+                    assert heap.stats().mappings == entries() - looks.entries
+            committed[often] = heap.stats().committed
+            looks.clear()
+    assert committed[True] < 1.18 * committed[False]
+
+
+@pytest.mark.parametrize("owned", [False, True])
 def test_with_the_views_the_mappings_go(heap: mm.Heap, owned: bool) -> None:
     looks = Looks(heap, owned)
     heap.collect()

@@ -45,8 +45,8 @@ bool mm_is_shown(const struct mm_heap *heap, uint32_t index, uint64_t pages);
 bool mm_is_member(const struct mm_heap *heap, uint32_t page);
 /* The granules of a page in which something alive lies, a bit each. Returns how many. */
 unsigned mm_page_bits(const struct mm_heap *heap, uint32_t page, uint64_t *bits);
-/* A page whose frame is its own alone shows the frame of another from now on; `bits`: what lives in it. 0 or an errno:
- * nothing has changed. */
+/* A page shows the frame of another from now on; `bits`: what lives in it. One whose own frame others show must not
+ * leave before them. 0 or an errno: nothing has changed. */
 int mm_mesh_join(struct mm_heap *heap, uint32_t page, uint32_t host, const uint64_t *bits);
 /* Nothing lives in these pages of a meshed block any more. */
 void mm_mesh_leave(struct mm_heap *heap, uint32_t index, uint64_t pages);

@@ -1,5 +1,6 @@
 /* Which pages share a frame: each page of a block that views pin, in the order of their addresses, goes to
- * the fullest frame seen before in which nothing lives where it lives, or becomes such a frame. */
+ * the fullest frame seen before in which nothing lives where it lives, or becomes such a frame. Pages that share
+ * one already do so together; of the two frames the one that fewer pages show is left. */
 #define _GNU_SOURCE
 #include "heap.h"
 
@@ -11,6 +12,7 @@ enum {
     PROBES = 768,                      /* frames looked at for one page */
     MOST_WORDS = MM_BITMAP,            /* of a page that is a whole block */
     MOST_FRAMES = 1 << 16,
+    MOST_MOVED = 8,                    /* pages, for one frame less */
     PAGE_NS = 1500, JOIN_NS = 12000,
 };
 
@@ -106,43 +108,81 @@ static struct shelf *find(struct mm_heap *heap, unsigned occupied, const uint64_
     return NULL;
 }
 
-/* One page that shows a frame alone. 0, or an errno: there is no more to be had. */
+/* Pages round one frame, the frame's own last: while others show it, it has nowhere else to go. Returns how many; 0: too many,
+ * or one that may not move. */
+static unsigned ring_of(const struct mm_heap *heap, uint32_t page, uint32_t *pages)
+{
+    uint32_t frame = mm_shown(heap, page), each = page;
+    unsigned count = 0;
+    bool at_home = false;
+    do {
+        if (count + at_home == MOST_MOVED || !is_meshable(heap, &heap->blocks[mm_block_of_page(heap, each)]))
+            return 0;
+        if (each == frame)
+            at_home = true;
+        else
+            pages[count++] = each;
+        each = mm_sharer(heap, each);
+    } while (each != page);
+    if (at_home)
+        pages[count++] = frame;
+    return count;
+}
+
+/* All pages round the frame of one go to that of the other. Returns the page that they are now with; 0: there are too many,
+ * `*error`: there is no more to be had. */
+static uint32_t merge(struct mm_heap *heap, uint32_t page, uint32_t host, uint64_t *about, int *error)
+{
+    uint32_t pages[2][MOST_MOVED];
+    unsigned ours = ring_of(heap, page, pages[0]), theirs = ring_of(heap, host, pages[1]);
+    bool swapped = ours == 0 || (theirs != 0 && theirs < ours);
+    unsigned count = swapped ? theirs : ours;
+    uint32_t to = swapped ? page : host;
+    if (count == 0 || (heap->meshing.breaks + 2 * count) * heap->view_count > heap->meshing.most)
+        return 0;
+    for (unsigned at = 0; at < count && *error == 0; at++) {
+        uint64_t bits[MOST_WORDS];
+        mm_page_bits(heap, pages[swapped][at], bits);
+        *error = mm_mesh_join(heap, pages[swapped][at], to, bits);
+        *about += JOIN_NS;
+    }
+    return to;
+}
+
+/* A page, and those that share its frame: what lives in them. 0, or an errno: there is no more to be had. */
 static int place(struct mm_heap *heap, uint32_t page, unsigned occupied, uint64_t *bits, uint64_t *about)
 {
     struct mm_pool *pool = heap->meshing.pool;
-    uint32_t at;
+    uint32_t at, to = 0;
+    int error = 0;
     struct shelf *shelf = find(heap, occupied, bits, &at);
-    if (shelf == NULL) {
-        put(pool, page, occupied, bits);
-        return 0;
+    uint64_t *frame = shelf != NULL ? frame_at(pool, shelf, at) : NULL;
+    if (frame != NULL)
+        to = merge(heap, page, (uint32_t)(frame[0] >> 32), about, &error);
+    if (to != 0) {
+        for (unsigned word = 0; word < pool->words; word++)
+            bits[word] |= frame[1 + word];
+        occupied += (unsigned)(uint32_t)frame[0];
+        take(pool, shelf, at);
+        page = to;
     }
-    uint64_t *frame = frame_at(pool, shelf, at);
-    uint32_t host = (uint32_t)(frame[0] >> 32);
-    int error = mm_mesh_join(heap, page, host, bits);
-    if (error != 0)
-        return error;
-    *about += JOIN_NS;
-    for (unsigned word = 0; word < pool->words; word++)
-        bits[word] |= frame[1 + word];
-    occupied += (unsigned)(uint32_t)frame[0];
-    take(pool, shelf, at);
-    put(pool, host, occupied, bits);
-    return 0;
+    put(pool, page, occupied, bits);
+    return error;
 }
 
 /* A frame that pages share already: once, by the first of them. */
-static void add_shared(struct mm_heap *heap, uint32_t page, unsigned occupied, uint64_t *bits, uint64_t *about)
+static int place_shared(struct mm_heap *heap, uint32_t page, unsigned occupied, uint64_t *bits, uint64_t *about)
 {
     uint64_t more[MOST_WORDS];
     for (uint32_t other = mm_sharer(heap, page); other != page; other = mm_sharer(heap, other)) {
         if (other < page)
-            return;
+            return 0;
         occupied += mm_page_bits(heap, other, more);
         *about += PAGE_NS / 4;
         for (unsigned word = 0; word < heap->meshing.pool->words; word++)
             bits[word] |= more[word];
     }
-    put(heap->meshing.pool, page, occupied, bits);
+    return place(heap, page, occupied, bits, about);
 }
 
 static int consider(struct mm_heap *heap, uint32_t page, uint64_t *about)
@@ -153,10 +193,7 @@ static int consider(struct mm_heap *heap, uint32_t page, uint64_t *about)
     *about += PAGE_NS;
     if (occupied == 0 || occupied * CLASSES / pool->granules >= CLASSES - 1)
         return 0;
-    if (mm_sharer(heap, page) == page)
-        return place(heap, page, occupied, bits, about);
-    add_shared(heap, page, occupied, bits, about);
-    return 0;
+    return place_shared(heap, page, occupied, bits, about);
 }
 
 /* Does anybody write to an object of the block? */
