@@ -55,8 +55,12 @@ def scene() -> Iterator[Scene]:
 
 
 def mesh(scene: Scene) -> None:
-    scene.heap.put(b"reason")
-    while scene.heap.step(0):
+    mesh_in(scene.heap)
+
+
+def mesh_in(heap: mm.Heap) -> None:
+    heap.put(b"reason")
+    while heap.step(0):
         pass
 
 
@@ -120,3 +124,34 @@ def test_whatever_fails_views_show_what_they_did(scene: Scene, act: str, call: s
         disarm()
         scene.check()
     assert nth > 1 or (act, call) in {("mesh", "pwrite"), ("drop", "pwrite"), ("loosen", "pwrite")}
+
+
+@pytest.mark.parametrize("nth", [2, 3, 6])
+def test_pages_that_were_to_move_together_are_where_they_can_stay(nth: int) -> None:
+    """One mapping is refused among those of pages that share a frame and go to another."""
+    with mm.Heap("64MiB", collector="manual") as heap:
+        looks = Looks(heap, False, 24_000, keep=3)
+        heap.collect()
+        for at in sorted(looks.views)[::3] + sorted(looks.views)[1::3]:
+            looks.drop(at)
+        heap._mesh_most(0)  # what nothing lives in goes first, or one of its mappings would be refused
+        mesh_in(heap)
+        emptier = heap.stats().committed
+        heap._mesh_most(1 << 20)
+        heap.put(b"reason")
+        arm("mmap", nth, errno.ENOMEM)
+        while not fault_hits()[0]:
+            assert heap.step(0)
+        disarm()
+        heap.verify()
+        looks.check()
+        for at, ref in looks.refs.items():
+            with ref.writable() as array:
+                array[:] = at % 256
+                looks.data[at] = array.tobytes()
+                del array
+        heap.verify()
+        looks.check()
+        mesh_in(heap)
+        assert heap.stats().committed < emptier / 2
+        looks.clear()

@@ -72,6 +72,8 @@ const char *mm_mesh_check(const struct mm_heap *heap, uint64_t *where)
         const struct mm_mesh *mesh = heap->meshing.tables[index];
         users += mesh->users[at];
         saved += mesh->users[at] > 1 ? mesh->users[at] - 1u : 0;
+        if (mesh->users[at] != 0 && mesh->shows[at] != page)
+            return "a page left its own frame to others, and would have none to go to";
         if (!mm_is_member(heap, page))
             continue;
         members++;
