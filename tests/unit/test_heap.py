@@ -180,8 +180,8 @@ def test_refs_of_one_object_are_equal_and_hash_alike_wherever_it_goes(heap: mm.H
     node = heap.new(0, 1)
     node[0] = made[1500][0]
     kept = {made[1500][0]: "here"}
-    del made
     before = heap.stats().moved
+    del made
     heap.collect()
     assert heap.stats().moved > before
     again = node[0]
