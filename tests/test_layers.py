@@ -76,7 +76,7 @@ def test_only_kernel_imports_the_extension() -> None:
 
 
 def test_few_modules_read_proc_and_sys() -> None:
-    """procmaps of this process and the machine, procfs of any other process, cgroups. A path is a string that
+    """procmaps of this process and the machine, procfs of any other process, cgroups, filelock of who locked a file. A path is a string that
     begins with it, whether it is opened on the spot or kept in a constant; advice and docstrings only
     mention one. probe() tries the files themselves."""
     holders = set()

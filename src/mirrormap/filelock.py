@@ -44,7 +44,10 @@ def give(fd: int) -> None:
 
 
 def _lives_its_holder(inode: int) -> bool:
-    """Is whoever locked it still there, as far as /proc tells? A dead one is 0 there, or its own number."""
+    """Is whoever locked it still there, as far as /proc tells? A dead one is 0 there, or its own number.
+
+    Devices are not compared: some file systems, Btrfs among them, tell stat(2) of another.
+    """
     try:
         lines = _LOCKS.read_text().splitlines()
     except OSError:

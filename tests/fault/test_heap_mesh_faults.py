@@ -64,13 +64,17 @@ def mesh_in(heap: mm.Heap) -> None:
         pass
 
 
+def overwrite(looks: Looks, every: int) -> None:
+    for at, ref in list(looks.refs.items())[::every]:
+        with ref.writable() as array:
+            array[:] = at % 256
+            looks.data[at] = array.tobytes()
+            del array
+
+
 def write(scene: Scene) -> None:
     for each in scene.looks:
-        for at, ref in list(each.refs.items())[::10]:
-            with ref.writable() as array:
-                array[:] = at % 256
-                each.data[at] = array.tobytes()
-                del array
+        overwrite(each, 10)
 
 
 def mesh_and_write(scene: Scene) -> None:
@@ -145,11 +149,7 @@ def test_pages_that_were_to_move_together_are_where_they_can_stay(nth: int) -> N
         disarm()
         heap.verify()
         looks.check()
-        for at, ref in looks.refs.items():
-            with ref.writable() as array:
-                array[:] = at % 256
-                looks.data[at] = array.tobytes()
-                del array
+        overwrite(looks, 1)
         heap.verify()
         looks.check()
         mesh_in(heap)

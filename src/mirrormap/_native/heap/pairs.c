@@ -170,30 +170,24 @@ static int place(struct mm_heap *heap, uint32_t page, unsigned occupied, uint64_
     return error;
 }
 
-/* A frame that pages share already: once, by the first of them. */
-static int place_shared(struct mm_heap *heap, uint32_t page, unsigned occupied, uint64_t *bits, uint64_t *about)
-{
-    uint64_t more[MOST_WORDS];
-    for (uint32_t other = mm_sharer(heap, page); other != page; other = mm_sharer(heap, other)) {
-        if (other < page)
-            return 0;
-        occupied += mm_page_bits(heap, other, more);
-        *about += PAGE_NS / 4;
-        for (unsigned word = 0; word < heap->meshing.pool->words; word++)
-            bits[word] |= more[word];
-    }
-    return place(heap, page, occupied, bits, about);
-}
-
+/* A page, unless hardly anything fits beside what lives in it; a frame that pages share once, by the first of them. */
 static int consider(struct mm_heap *heap, uint32_t page, uint64_t *about)
 {
-    uint64_t bits[MOST_WORDS];
+    uint64_t bits[MOST_WORDS], more[MOST_WORDS];
     struct mm_pool *pool = heap->meshing.pool;
     unsigned occupied = mm_page_bits(heap, page, bits);
     *about += PAGE_NS;
     if (occupied == 0 || occupied * CLASSES / pool->granules >= CLASSES - 1)
         return 0;
-    return place_shared(heap, page, occupied, bits, about);
+    for (uint32_t other = mm_sharer(heap, page); other != page; other = mm_sharer(heap, other)) {
+        if (other < page)
+            return 0;
+        occupied += mm_page_bits(heap, other, more);
+        *about += PAGE_NS / 4;
+        for (unsigned word = 0; word < pool->words; word++)
+            bits[word] |= more[word];
+    }
+    return place(heap, page, occupied, bits, about);
 }
 
 /* Does anybody write to an object of the block? */
