@@ -52,6 +52,7 @@ class Traced:
         self.server = subprocess.Popen(
             [sys.executable, str(script), str(reading)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[reading], start_new_session=True,
+            env={**os.environ, "TMPDIR": str(folder)},  # of cases that die
         )  # fmt: skip
         os.close(reading)
         assert self.line() == "ready"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -144,6 +145,7 @@ def case(name: str, go: int) -> None:
     after = held()
     told["left"] = {what: after[what] - before[what] for what in after if after[what] > before[what]}
     scene.check()
+    shutil.rmtree(scene.folder)
     print(json.dumps(told), flush=True)
     os._exit(0)
 

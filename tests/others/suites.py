@@ -160,5 +160,5 @@ def numpy() -> dict[str, Outcome]:
 SUITES: dict[str, Callable[[], dict[str, Outcome]]] = {"cpython": cpython, "numpy": numpy}
 
 if __name__ == "__main__":
-    os.chdir(tempfile.mkdtemp(prefix="mirrormap-others-"))
-    print(json.dumps(SUITES[sys.argv[1]]()))
+    with tempfile.TemporaryDirectory(prefix="mirrormap-others-") as folder, contextlib.chdir(folder):
+        print(json.dumps(SUITES[sys.argv[1]]()))

@@ -94,6 +94,7 @@ except mm.MapError as error:
 else:
     raise AssertionError
 libc.umount2(folder.encode(), 2)
+os.rmdir(folder)
 """)
 
 
