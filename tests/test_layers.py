@@ -16,7 +16,7 @@ RANK = {
     "kernel": 1,
     "procmaps": 2, "protections": 2, "handover": 2, "cgroups": 2,
     "filelock": 3, "procfs": 3,
-    "backing": 4,
+    "backing": 4, "pagetables": 4,
     "placement": 5, "cursors": 5, "allocator": 5, "sameness": 5,
     "views": 6, "population": 6, "frames": 6, "portraits": 6, "bell": 6, "members": 6,
     "mapping": 7, "layouts": 7,
@@ -76,15 +76,15 @@ def test_only_kernel_imports_the_extension() -> None:
 
 
 def test_few_modules_read_proc_and_sys() -> None:
-    """procmaps of this process and the machine, procfs of any other process, cgroups, filelock of who locked a file. A path is a string that
-    begins with it, whether it is opened on the spot or kept in a constant; advice and docstrings only
-    mention one. probe() tries the files themselves."""
+    """procmaps of this process and the machine, procfs and pagetables of any other process, cgroups, filelock
+    of who locked a file. A path is a string that begins with it, whether it is opened on the spot or kept in
+    a constant; advice and docstrings only mention one. probe() tries the files themselves."""
     holders = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and re.match(r"/(proc|sys)/\S*$", str(node.value)):
                 holders.add(layer(path))
-    assert holders <= {"procmaps", "procfs", "cgroups", "filelock", "capabilities"}, holders
+    assert holders <= {"procmaps", "procfs", "pagetables", "cgroups", "filelock", "capabilities"}, holders
 
 
 def test_nothing_in_the_package_uses_ctypes() -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrormap import kernel, procfs
+from mirrormap import kernel, pagetables
 from mirrormap.kernel import PAGE_NBYTES, VmaInfo
 from mirrormap.sameness import PROTECTIONS, MirrorGroup, MirrorView, Part, Snapshot
 
@@ -34,7 +34,7 @@ def by_frame(snapshots: list[Snapshot]) -> list[MirrorGroup] | None:
         if rows is None:
             continue
         rows = rows[(rows[:, 2] & _PRESENT != 0) & (rows[:, 2] & _PRIVATE == 0)]
-        pages = procfs.frames_of(snapshot.pid, rows)
+        pages = pagetables.frames_of(snapshot.pid, rows)
         if pages is None:
             return None
         starts = np.array([vma[0] for vma in snapshot.entries], np.uint64)
@@ -48,8 +48,10 @@ def by_frame(snapshots: list[Snapshot]) -> list[MirrorGroup] | None:
     pages, entry = pages[order], entry[order]
     numbers, first, count = np.unique(pages[:, 1], return_index=True, return_counts=True)
     many = (count > 1) & (numbers != 0)
+    if not all(snapshot.scanned for snapshot in snapshots):
+        many[many] = ~pagetables.zero_frames(numbers[many])
     merged = np.zeros(len(numbers), bool)
-    merged[many] = procfs.merged_frames(numbers[many])
+    merged[many] = pagetables.merged_frames(numbers[many])
     groups: list[MirrorGroup] = []
     owner = 2 * entry[first] + merged
     for key in np.unique(owner[many]).tolist():

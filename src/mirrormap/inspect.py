@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, overload
 
 from mirrormap import frames as physical
-from mirrormap import procfs, procmaps, sameness
+from mirrormap import pagetables, procfs, procmaps, sameness
 from mirrormap.errors import MirrorError
 from mirrormap.sameness import PROTECTIONS, MirrorGroup, MirrorView, Snapshot
 from mirrormap.units import format_nbytes
@@ -160,7 +160,7 @@ def mappings(pid: Pid = "self", *, progress: Progress | None = None) -> list[Vma
     Raises: ProcessGone for a process that has ended, also meanwhile; NotPermittedError for one that
         belongs to somebody else; TypeError, ValueError for what is no pid.
     """
-    return _records(_snapshot(_as_pid(pid), progress))
+    return _records(_snapshot(_as_pid(pid), progress, pages=False))
 
 
 def mirrors(
@@ -191,7 +191,7 @@ def mirrors(
     left_out: list[str] = []
     for each in wanted:
         try:
-            snapshot = _snapshot(each, progress)
+            snapshot = _snapshot(each, progress, pages=True)
             costs.append(_footprint(snapshot))
             seen.append(snapshot)
         except MirrorError as error:
@@ -203,7 +203,7 @@ def mirrors(
     if any(snapshot.rows is None for snapshot in seen):
         left_out.append(_RESIDENCY)
     groups = sameness.by_object(seen)
-    if frames or (frames is None and (len(seen) > 1 or procfs.ksm_works())):
+    if frames or (frames is None and (len(seen) > 1 or pagetables.ksm_works())):
         found = physical.by_frame(seen)
         if found is None:
             left_out.append(_FRAMES)
@@ -227,7 +227,8 @@ def _as_pid(pid: Pid) -> int:
     return pid
 
 
-def _snapshot(pid: int, progress: Progress | None) -> Snapshot:
+def _snapshot(pid: int, progress: Progress | None, *, pages: bool) -> Snapshot:
+    """Entries and page table; without a scan the latter is read page by page, if pages are wanted."""
     expected = procfs.status(pid).get("VmRSS", 0)
     found = procfs.entries(pid)
 
@@ -235,10 +236,13 @@ def _snapshot(pid: int, progress: Progress | None) -> Snapshot:
         if progress is not None:
             progress(nbytes, max(nbytes, expected))
 
-    rows = procfs.stretches(pid, found, tell)
+    rows = pagetables.stretches(pid, found, tell)
+    scanned = rows is not None
+    if pages and not scanned:
+        rows = pagetables.stretches_read(pid, found, tell)
     if procmaps.process_start(pid) is None:  # its page tables were gone before its entries
         raise procfs.gone(pid)
-    return Snapshot(pid, found, rows)
+    return Snapshot(pid, found, rows, scanned)
 
 
 def _records(snapshot: Snapshot) -> list[Vma]:

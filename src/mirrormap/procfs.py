@@ -8,39 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import itertools
-import mmap
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mirrormap import kernel, procmaps
 from mirrormap.errors import MirrorError, NotPermittedError, ProcessGone
-from mirrormap.kernel import PAGE_NBYTES, VmaInfo, VmaTuple
+from mirrormap.kernel import VmaInfo, VmaTuple
 
 __all__ = [
+    "NO_IOCTL",
     "USER_END",
     "Smaps",
-    "calls_all_merged",
     "command_name",
     "descendants",
     "device_of_nodes",
     "entries",
-    "frames_of",
     "gone",
     "huge_nbytes",
     "hugetlb_nbytes",
     "ipc_namespace",
-    "ksm_works",
-    "network_namespace",
-    "merged_frames",
+    "looking_at",
     "named",
+    "network_namespace",
+    "opened",
     "parse_fields",
     "parse_smaps",
     "pids",
@@ -48,24 +42,16 @@ __all__ = [
     "rollup",
     "smaps",
     "status",
-    "stretches",
 ]
 
 _PROC: Final = Path("/proc")
-_KPAGEFLAGS: Final = Path("/proc/kpageflags")
-_KSM: Final = Path("/sys/kernel/mm/ksm/pages_shared")
-
-_STEP_PAGES: Final = 1 << 19  # between two steps of a walk signals are served, and progress is told
 _PF_KTHREAD: Final = 1 << 21
 USER_END: Final = 1 << 63  # entries above it, [vsyscall], are the kernel's
-_NO_IOCTL: Final = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
-
-Progress = Callable[[int], None]
-"""Called with the bytes found so far."""
+NO_IOCTL: Final = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
 
 
 @contextlib.contextmanager
-def _looking_at(pid: int) -> Generator[None]:
+def looking_at(pid: int) -> Generator[None]:
     """The errors of /proc in words. Raises: ProcessGone, NotPermittedError."""
     try:
         yield
@@ -88,6 +74,16 @@ def gone(pid: int) -> MirrorError:
     return ProcessGone(f"process {pid} is about to end, or has begun another program meanwhile")
 
 
+@contextlib.contextmanager
+def opened(pid: int, name: str) -> Generator[int]:
+    """A descriptor of /proc/PID/name for reading."""
+    fd = os.open(_PROC / str(pid) / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the state on."""
     return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -103,18 +99,15 @@ def entries(pid: int) -> list[VmaTuple]:
     process that uses huge pages, because nothing else tells their size.
     Raises: ProcessGone, NotPermittedError.
     """
-    with _looking_at(pid):
-        fd = os.open(_PROC / str(pid) / "maps", os.O_RDONLY | os.O_CLOEXEC)
+    with looking_at(pid), opened(pid, "maps") as fd:
         try:
             found = kernel.procmap_entries(fd)
         except OSError as error:
-            if error.errno not in _NO_IOCTL:
+            if error.errno not in NO_IOCTL:
                 raise
             huge = _fields_of(pid, "status").get("HugetlbPages", 0)
             text = _text(pid, "smaps" if huge else "maps")
             found = list[VmaTuple](procmaps.parse_smaps(text))
-        finally:
-            os.close(fd)
     if not found:
         raise gone(pid)
     return found
@@ -180,7 +173,7 @@ def hugetlb_nbytes(fields: dict[str, int]) -> int:
 
 def smaps(pid: int) -> list[Smaps]:
     """Every entry with its sums: slow, the kernel walks all page tables and writes it down as text."""
-    with _looking_at(pid):
+    with looking_at(pid):
         return list(parse_smaps(_text(pid, "smaps")))
 
 
@@ -189,13 +182,13 @@ def rollup(pid: int) -> dict[str, int]:
 
     Raises: ProcessGone, NotPermittedError.
     """
-    with _looking_at(pid):
+    with looking_at(pid):
         return parse_fields(_text(pid, "smaps_rollup"))
 
 
 def status(pid: int) -> dict[str, int]:
     """The sizes in /proc/PID/status, in bytes; anybody may read them. Raises: ProcessGone."""
-    with _looking_at(pid):
+    with looking_at(pid):
         return _fields_of(pid, "status")
 
 
@@ -204,122 +197,6 @@ def _fields_of(pid: int, name: str) -> dict[str, int]:
         return parse_fields(_text(pid, name).replace("\t", " "))
     except (FileNotFoundError, ProcessLookupError):
         return {}
-
-
-# --- what is resident ----------------------------------------------------------------------
-
-
-def stretches(pid: int, found: Sequence[VmaTuple], progress: Progress) -> NDArray[np.uint64] | None:
-    """What is present or swapped in an address space.
-
-    Returns: uint64, shape ``(n, 3)``: start, end, PAGE_IS_* bits, by address; None where the kernel has no
-        PAGEMAP_SCAN (before Linux 6.7) or does not show this page table.
-    """
-    last = next((vma[1] for vma in reversed(found) if vma[0] < USER_END), 0)
-    steps: list[bytes] = []
-    nbytes = 0
-    with _looking_at(pid):
-        try:
-            fd = os.open(_PROC / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError:
-            return None
-        try:
-            at, end = found[0][0], last
-            while at < end:
-                step, at = kernel.pagemap_stretches(fd, at, end, _STEP_PAGES)
-                steps.append(step)
-                nbytes += _nbytes(_rows(step))
-                progress(nbytes)
-        except OSError as error:
-            if error.errno not in _NO_IOCTL:
-                raise
-            return None
-        finally:
-            os.close(fd)
-    return _rows(b"".join(steps))
-
-
-def _rows(packed: bytes) -> NDArray[np.uint64]:
-    return np.frombuffer(packed, np.uint64).reshape(-1, 3)
-
-
-def _nbytes(rows: NDArray[np.uint64]) -> int:
-    return int((rows[:, 1] - rows[:, 0]).sum())
-
-
-def frames_of(pid: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
-    """Physical frames of the pages in some stretches.
-
-    Returns: uint64, shape ``(pages, 2)``: address, frame number; None without CAP_SYS_ADMIN.
-    """
-    parts: list[NDArray[np.uint64]] = []
-    with _looking_at(pid):
-        fd = os.open(_PROC / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for index in range(len(rows)):
-                start, end = rows[index, 0], rows[index, 1]
-                count = int(end - start) // PAGE_NBYTES
-                read = np.frombuffer(os.pread(fd, count * 8, int(start) // PAGE_NBYTES * 8), np.uint64)
-                part = np.empty((len(read), 2), np.uint64)
-                part[:, 0] = start + np.arange(len(read), dtype=np.uint64) * np.uint64(PAGE_NBYTES)
-                part[:, 1] = read & np.uint64((1 << 55) - 1)
-                parts.append(part[read >> np.uint64(63) == 1])
-        finally:
-            os.close(fd)
-    pages = np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
-    return None if len(pages) and not pages[:, 1].any() else pages
-
-
-_KPF_KSM: Final = np.uint64(1 << 21)
-_NEAR: Final = 512  # frames: what lies so close is read at once
-
-
-def merged_frames(frames: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of some frames, in ascending order, hold pages that KSM has merged; none if it is not told."""
-    if not ksm_works() or calls_all_merged():
-        return np.zeros(len(frames), bool)
-    return _flagged(frames)
-
-
-@functools.cache
-def calls_all_merged() -> bool:
-    """Whether this kernel flags every private page as merged by KSM, as 6.12 does: one of our own tells."""
-    with mmap.mmap(-1, PAGE_NBYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
-        own[0] = 1
-        shown = np.frombuffer(own, "u1")
-        start = shown.__array_interface__["data"][0]
-        del shown  # it would keep the page from being unmapped
-        pages = frames_of(os.getpid(), np.array([[start, start + PAGE_NBYTES]], np.uint64))
-        return pages is not None and bool(_flagged(pages[:, 1]).any())
-
-
-def _flagged(frames: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    merged = np.zeros(len(frames), bool)
-    try:
-        fd = os.open(_KPAGEFLAGS, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return merged
-    try:
-        breaks = np.flatnonzero(np.diff(frames) > _NEAR) + 1
-        for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(frames)], strict=True):
-            part = frames[first:last]
-            if len(part):
-                low, high = int(part[0]), int(part[-1])
-                words = np.frombuffer(os.pread(fd, (high - low + 1) * 8, low * 8), np.uint64)
-                merged[first:last] = words[(part - part[0]).astype(np.intp)] & _KPF_KSM != 0
-    except (OSError, IndexError):  # memory that was taken out meanwhile
-        return merged
-    finally:
-        os.close(fd)
-    return merged
-
-
-def ksm_works() -> bool:
-    """Does the kernel merge equal private pages at present (KSM)?"""
-    try:
-        return int(_KSM.read_text()) > 0
-    except (OSError, ValueError):
-        return False
 
 
 # --- which processes -----------------------------------------------------------------------

@@ -89,10 +89,11 @@ class Snapshot(NamedTuple):
     pid: int
     entries: list[VmaTuple]
     rows: NDArray[np.uint64] | None
+    scanned: bool = True  # which tells huge entries and pages of zeros
 
     def residency(self) -> tuple[list[int], list[int], list[int]] | None:
         """Bytes present, swapped and under huge entries, one of each for every entry; or None."""
-        if self.rows is None:
+        if self.rows is None or not self.scanned:
             return None
         starts = np.array([vma[0] for vma in self.entries], np.uint64)
         ends = np.array([vma[1] for vma in self.entries], np.uint64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import multiprocessing
 import os
@@ -20,15 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mirrormap as mm
-from mirrormap import procfs, sameness
+from mirrormap import kernel, pagetables, procfs, sameness
 from mirrormap.kernel import VmaInfo
 from mirrormap.sameness import Snapshot
 from support import MAP_ANONYMOUS, MAP_PRIVATE, PAGE, PATIENCE_S, RW, Raw, checked, libc, read
 
 MIB = 1 << 20
-# before Linux 6.7 nobody says quickly which pages of a group are there, and the package says None
-SCANS = mm.probe().pagemap_scan
-needs_scans = pytest.mark.skipif(not SCANS, reason="which pages are there is told since Linux 6.7")
 
 
 def group_of(found: mm.Mirrors, name: str) -> mm.MirrorGroup:
@@ -50,7 +48,7 @@ def test_a_ring_is_two_views_of_its_pages_and_rss_counts_both() -> None:
         at = ring.address
         assert spans(group) == [(at, at + 4 * MIB, 0), (at + 4 * MIB, at + 8 * MIB, 0)]
         assert group.nbytes == 4 * MIB
-        assert (group.resident, group.rss) == ((4 * MIB, 8 * MIB) if SCANS else (None, None))
+        assert (group.resident, group.rss) == (4 * MIB, 8 * MIB)
         assert group.counts == ((0, 4 * MIB, 2),)
         assert (group.most_views, group.kind, group.page_size) == (2, "object", PAGE)
         assert {view.protection for view in group.views} == {"rw"}
@@ -155,7 +153,7 @@ def test_huge_pages_count_though_rss_leaves_them_out(huge: int) -> None:
             found = mm.mirrors()
             group = group_of(found, "inspected")
             assert (group.nbytes, group.page_size) == (2 * huge, huge)
-            assert (group.resident, group.rss) == ((2 * huge, 0) if SCANS else (None, None))
+            assert (group.resident, group.rss) == (2 * huge, 0)
             assert found.processes[0].hugetlb - before == 4 * huge
             record = next(vma for vma in mm.mappings() if vma.name.startswith("/memfd:mirrormap:inspected"))
             assert record.page_size == huge
@@ -170,9 +168,9 @@ def test_a_private_mapping_shows_what_it_has_not_copied() -> None:
             assert [
                 view.shared for view in sorted(group.views, key=lambda view: view.start == private.address)
             ] == [True, False]
-            assert group.rss == (8 * PAGE if SCANS else None)
+            assert group.rss == 8 * PAGE
             private.buffer[0] = 1
-            assert group_of(mm.mirrors(), "inspected").rss == (7 * PAGE if SCANS else None)
+            assert group_of(mm.mirrors(), "inspected").rss == 7 * PAGE
 
 
 def test_devices_and_libraries_are_not_taken_for_mirrors() -> None:
@@ -208,7 +206,7 @@ def test_costs_are_those_of_the_kernel() -> None:
         assert abs(cost.rss - procfs.status(cost.pid)["VmRSS"]) < 8 * MIB
         assert cost.pss is not None
         assert cost.rss - cost.pss >= 32 * MIB
-        assert (found.overcounted is not None) is SCANS
+        assert found.overcounted is not None
         assert found.overcounted is None or 32 * MIB <= found.overcounted <= cost.rss
         assert (found.rss, found.pss) == (cost.rss, cost.pss)
         assert 0 < cost.vmas < cost.max_map_count
@@ -234,7 +232,6 @@ def test_transparent_huge_pages_are_told() -> None:
         assert record.huge == view.resident_huge
 
 
-@needs_scans
 def test_progress_is_told_while_it_goes_on() -> None:
     seen: list[tuple[int, int]] = []
     with mm.Pages(MIB) as pages, pages.map(populate=True):
@@ -273,7 +270,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         found = mm.mirrors([os.getpid(), *(worker.pid for worker in workers if worker.pid)])
         group = group_of(found, block.name)
         assert group.nbytes == 8 * MIB
-        assert group.resident == (8 * MIB if SCANS else None)
+        assert group.resident == 8 * MIB
         # each worker inherited the parent's view and opened one of its own
         assert Counter(view.pid for view in group.views) == {
             os.getpid(): 1,
@@ -282,7 +279,7 @@ def test_workers_over_a_shared_memory_block() -> None:
         assert len(found.processes) == 4
         assert found.pss is not None
         assert found.rss - found.pss > 3 * 8 * MIB
-        if os.geteuid() == 0 and SCANS:
+        if os.geteuid() == 0:
             address = private.ctypes.data
             forked = max(
                 (
@@ -302,7 +299,6 @@ def test_workers_over_a_shared_memory_block() -> None:
         block.unlink()
 
 
-@needs_scans
 def test_a_page_written_after_the_fork_is_shared_no_longer() -> None:
     if os.geteuid():
         pytest.skip("only root is told physical frames")
@@ -353,16 +349,36 @@ def merging() -> Generator[None]:
             (folder / name).write_text(text)
 
 
-@needs_scans
+def test_pages_of_zeros_are_nobodys_whichever_way_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid():
+        pytest.skip("only root is told physical frames")
+
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.ENOTTY, "")
+
+    with Raw(64 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) as memory:
+        libc.madvise(memory.address, 64 * PAGE, 15)  # MADV_NOHUGEPAGE
+        read(memory.address, 64 * PAGE)
+        for refusing in (False, True):  # with and without PAGEMAP_SCAN
+            if refusing:
+                monkeypatch.setattr(kernel, "pagemap_stretches", refused)
+            found = mm.mirrors(frames=True)
+            at = [view.start for group in found if group.kind != "object" for view in group.views]
+            assert not [start for start in at if memory.address <= start < memory.address + 64 * PAGE]
+
+
 def test_pages_that_ksm_merged_are_found() -> None:
     with merging(), Raw(64 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) as memory:
         ctypes.memset(memory.address, 0x5A, 64 * PAGE)
         if libc.madvise(memory.address, 64 * PAGE, 12):  # MADV_MERGEABLE
             pytest.skip("this kernel merges no pages")
-        if procfs.calls_all_merged():
+        if pagetables.calls_all_merged():
             pytest.skip("this kernel says of every private page that it is merged")
+        merging_pages = Path("/proc/self/ksm_merging_pages")  # Linux 5.19; else those of everybody
+        if not merging_pages.exists():
+            merging_pages = Path("/sys/kernel/mm/ksm/pages_sharing")
         deadline = time.monotonic() + PATIENCE_S
-        while int(Path("/proc/self/ksm_merging_pages").read_text()) < 60:
+        while int(merging_pages.read_text()) < 60:
             assert time.monotonic() < deadline, "KSM did not merge equal pages"
             time.sleep(0.05)
         groups = [group for group in mm.mirrors() if group.kind == "ksm"]
