@@ -15,7 +15,7 @@ RANK = {
     "_core": 0, "errors": 0, "units": 0, "drawing": 0, "ribbons_page": 0, "lifetime": 0, "dtypes": 0,
     "kernel": 1,
     "procmaps": 2, "protections": 2, "handover": 2, "cgroups": 2,
-    "filelock": 3, "procfs": 3,
+    "filelock": 3, "procfs": 3, "residency": 3,
     "backing": 4, "pagetables": 4,
     "placement": 5, "cursors": 5, "allocator": 5, "sameness": 5,
     "views": 6, "population": 6, "frames": 6, "portraits": 6, "bell": 6, "members": 6,
@@ -76,15 +76,23 @@ def test_only_kernel_imports_the_extension() -> None:
 
 
 def test_few_modules_read_proc_and_sys() -> None:
-    """procmaps of this process and the machine, procfs and pagetables of any other process, cgroups, filelock
-    of who locked a file. A path is a string that begins with it, whether it is opened on the spot or kept in
+    """procmaps and residency of this process and the machine, procfs and pagetables of any other process,
+    cgroups, filelock of who locked a file. A path is a string that begins with it, whether it is opened on the spot or kept in
     a constant; advice and docstrings only mention one. probe() tries the files themselves."""
     holders = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and re.match(r"/(proc|sys)/\S*$", str(node.value)):
                 holders.add(layer(path))
-    assert holders <= {"procmaps", "procfs", "pagetables", "cgroups", "filelock", "capabilities"}, holders
+    assert holders <= {
+        "procmaps",
+        "residency",
+        "procfs",
+        "pagetables",
+        "cgroups",
+        "filelock",
+        "capabilities",
+    }, holders
 
 
 def test_nothing_in_the_package_uses_ctypes() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrormap import kernel, procmaps
+from mirrormap import kernel, procmaps, residency
 from mirrormap.errors import MapError
 from mirrormap.foreign import can_mremap
 from mirrormap.kernel import PAGE_NBYTES
@@ -330,7 +330,7 @@ def _pagemap_scan() -> str:
 
 def _frames() -> str:
     with Pages(PAGE_NBYTES, name="probe") as pages, pages.map(populate=True) as view:
-        if procmaps.frames(view.address, view.nbytes) is None:
+        if residency.frames(view.address, view.nbytes) is None:
             raise _UnsatisfiedError("frame numbers read zero")
     return "the same frame behind two addresses can be shown"
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, SupportsIndex
 
-from mirrormap import kernel, placement, population, portraits, procmaps
+from mirrormap import kernel, placement, population, portraits, residency
 from mirrormap.errors import ClosedError, MapError
 from mirrormap.kernel import Exporter, Region
 from mirrormap.lifetime import Closing
@@ -141,12 +141,12 @@ class Mapping(Exporter, Closing):
     @property
     def resident(self) -> int:
         """Bytes that have page-table entries in this view: touching them costs no fault."""
-        return procmaps.residency(self.address, self.nbytes).present
+        return residency.nbytes_present(self.address, self.nbytes)
 
     @property
     def resident_huge(self) -> int:
         """Bytes of `resident` under huge page-table entries, hugetlb or transparent."""
-        return procmaps.residency(self.address, self.nbytes).huge
+        return residency.nbytes_huge(self.address, self.nbytes)
 
     def __repr__(self) -> str:
         if self.closed:

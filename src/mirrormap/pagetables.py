@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrormap import kernel, procfs
+from mirrormap import kernel, procfs, procmaps, residency
 from mirrormap.kernel import PAGE_NBYTES, VmaTuple
 
 __all__ = [
@@ -56,7 +56,7 @@ def stretches(pid: int, found: Sequence[VmaTuple], progress: Progress) -> NDArra
                 progress(nbytes)
             return _rows(b"".join(steps))
         except OSError as error:
-            if error.errno not in procfs.NO_IOCTL:
+            if error.errno not in procmaps.NO_IOCTL:
                 raise
     return None
 
@@ -86,7 +86,7 @@ _BITS: Final = {63: kernel.PAGE_IS_PRESENT, 62: kernel.PAGE_IS_SWAPPED, 61: kern
 
 
 def _read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
-    words = _words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
+    words = residency.words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
     sorts = np.zeros(len(words), np.uint64)
     for bit, sort in _BITS.items():
         sorts |= (words >> np.uint64(bit) & np.uint64(1)) * np.uint64(sort)
@@ -99,11 +99,6 @@ def _read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
         rows[:, 2] & np.uint64(kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED) != 0
     ]
     return there
-
-
-def _words(fd: int, first: int, count: int) -> NDArray[np.uint64]:
-    """Entries of a table of eight bytes a page; fewer where it ends."""
-    return np.frombuffer(os.pread(fd, count * 8, first * 8), np.uint64)
 
 
 def _rows(packed: bytes) -> NDArray[np.uint64]:
@@ -122,7 +117,7 @@ def frames_of(pid: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
     parts: list[NDArray[np.uint64]] = []
     with procfs.looking_at(pid), procfs.opened(pid, "pagemap") as fd:
         for start, end in rows[:, :2].tolist():
-            read = _words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
+            read = residency.words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
             part = np.empty((len(read), 2), np.uint64)
             part[:, 0] = np.uint64(start) + np.arange(len(read), dtype=np.uint64) * np.uint64(PAGE_NBYTES)
             part[:, 1] = read & np.uint64((1 << 55) - 1)
@@ -172,7 +167,7 @@ def _flagged(frames: NDArray[np.uint64], flag: np.uint64) -> NDArray[np.bool_]:
             part = frames[first:last]
             if len(part):
                 low, high = int(part[0]), int(part[-1])
-                words = _words(fd, low, high - low + 1)
+                words = residency.words(fd, low, high - low + 1)
                 flagged[first:last] = words[(part - part[0]).astype(np.intp)] & flag != 0
     except (OSError, IndexError):  # memory that was taken out meanwhile
         return flagged

@@ -7,7 +7,7 @@ import errno
 import os
 from typing import Final
 
-from mirrormap import cgroups, kernel, procmaps
+from mirrormap import cgroups, kernel, procmaps, residency
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError
 from mirrormap.kernel import PAGE_NBYTES, Region
@@ -88,7 +88,7 @@ def _fault_in(region: Region, first: int, last: int, run: Run, *, write: bool) -
 def _has_entries(address: int, nbytes: int) -> bool:
     """Whether there may be page-table entries: a process that gave up its rights may not look at its own."""
     try:
-        return procmaps.residency(address, nbytes).present > 0
+        return residency.nbytes_present(address, nbytes) > 0
     except PermissionError:
         return True
 
@@ -173,7 +173,7 @@ def _has_populated(region: Region, at: int, nbytes: int, advice: int, label: str
         return False
     if _believed is None:
         with contextlib.suppress(OSError):
-            _believed = procmaps.residency(region.address + at, PAGE_NBYTES).present > 0
+            _believed = residency.nbytes_present(region.address + at, PAGE_NBYTES) > 0
     return _believed is not False
 
 
@@ -197,7 +197,7 @@ def _fault_around(region: Region, first: int, last: int, run: Run, label: str) -
             if lead:
                 kernel.touch(region, at, PAGE_NBYTES, PAGE_NBYTES, write=False, label=label)
             kernel.touch(region, at + lead, nbytes - lead, _AROUND_NBYTES, write=False, label=label)
-        if procmaps.present_nbytes(region.address + at, nbytes) != nbytes:
+        if residency.nbytes_present_if_cheap(region.address + at, nbytes) != nbytes:
             break
         at += nbytes
         step = _STEP_NBYTES

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirrormap import procmaps
+from mirrormap import residency
 from mirrormap.backing import Backing
 from mirrormap.drawing import Mark, Strip, drawing
 from mirrormap.kernel import Region
@@ -72,7 +72,7 @@ def of_sparse(region: Region, heading: str, facts: Mapping[str, str]) -> str:
 
 def _resident(region: Region) -> list[tuple[int, int]]:
     arrangement: Arrangement = region.keep
-    return procmaps.present_stretches(region.address, round_up(region.nbytes, arrangement.page_nbytes))
+    return residency.present_stretches(region.address, round_up(region.nbytes, arrangement.page_nbytes))
 
 
 def _note(region: Region) -> str:

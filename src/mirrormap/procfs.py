@@ -7,7 +7,6 @@ to somebody else NotPermittedError; what only root may see comes back as None.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import re
@@ -20,7 +19,6 @@ from mirrormap.errors import MirrorError, NotPermittedError, ProcessGone
 from mirrormap.kernel import VmaInfo, VmaTuple
 
 __all__ = [
-    "NO_IOCTL",
     "USER_END",
     "Smaps",
     "command_name",
@@ -47,7 +45,6 @@ __all__ = [
 _PROC: Final = Path("/proc")
 _PF_KTHREAD: Final = 1 << 21
 USER_END: Final = 1 << 63  # entries above it, [vsyscall], are the kernel's
-NO_IOCTL: Final = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -74,14 +71,9 @@ def gone(pid: int) -> MirrorError:
     return ProcessGone(f"process {pid} is about to end, or has begun another program meanwhile")
 
 
-@contextlib.contextmanager
-def opened(pid: int, name: str) -> Generator[int]:
+def opened(pid: int, name: str) -> contextlib.AbstractContextManager[int]:
     """A descriptor of /proc/PID/name for reading."""
-    fd = os.open(_PROC / str(pid) / name, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return procmaps.opened(f"{_PROC}/{pid}/{name}")
 
 
 def _stat(pid: int) -> list[str]:
@@ -103,7 +95,7 @@ def entries(pid: int) -> list[VmaTuple]:
         try:
             found = kernel.procmap_entries(fd)
         except OSError as error:
-            if error.errno not in NO_IOCTL:
+            if error.errno not in procmaps.NO_IOCTL:
                 raise
             huge = _fields_of(pid, "status").get("HugetlbPages", 0)
             text = _text(pid, "smaps" if huge else "maps")

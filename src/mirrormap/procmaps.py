@@ -1,4 +1,4 @@
-"""Evidence from /proc and /sys: what is mapped where, what is resident, what pools hold."""
+"""Evidence from /proc and /sys: what is mapped where, how many mappings there may be, what pools hold."""
 
 from __future__ import annotations
 
@@ -15,30 +15,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import numpy as np
-
 from mirrormap import kernel
 from mirrormap.kernel import PAGE_NBYTES, VmaInfo
 
 __all__ = [
     "ENTRY_LINE",
+    "NO_IOCTL",
     "AddressSpace",
     "HugePool",
-    "Residency",
     "default_huge_nbytes",
     "descriptors_of",
-    "frames",
     "huge_pool",
     "huge_sizes",
     "map_count",
     "max_map_count",
+    "opened",
     "parse_smaps",
     "pmd_nbytes",
-    "present_nbytes",
-    "present_stretches",
-    "private_ranges",
     "process_start",
-    "residency",
 ]
 
 _MAPS = Path("/proc/self/maps")
@@ -47,7 +41,17 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _DEFAULT_MAX_MAP_COUNT = 65_530  # of the kernel
 
 # ioctls that this kernel or sandbox refuses; found out once
-_NO_IOCTL = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
+NO_IOCTL = (errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES)
+
+
+@contextmanager
+def opened(path: str) -> Generator[int]:
+    """A descriptor of a file in /proc for reading."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class AddressSpace:
@@ -80,7 +84,7 @@ class AddressSpace:
             try:
                 return kernel.procmap_query(self._fd, address, following=following)
             except OSError as error:
-                if error.errno not in _NO_IOCTL:
+                if error.errno not in NO_IOCTL:
                     raise
                 self._parsed = list(parse_smaps(Path("/proc/self/smaps").read_text(errors="replace")))
         index = bisect.bisect_right(self._parsed, address, key=lambda vma: vma.end)
@@ -121,7 +125,7 @@ def parse_smaps(text: str) -> Iterator[VmaInfo]:
 def map_count() -> int:
     """How many entries this process's address space has, as the kernel counts them."""
     # in small blocks: who asks may have no mapping left for a larger one
-    with _opened("/proc/self/maps") as fd:
+    with opened("/proc/self/maps") as fd:
         return sum(block.count(b"\n") for block in iter(lambda: os.read(fd, 1 << 15), b""))
 
 
@@ -150,126 +154,6 @@ def advice_for_enomem(nbytes: int) -> str:
                 f"and {used:,} are used; every mirror counts"
             )
     return "Not enough memory or address space for this much at once"
-
-
-# --- page tables ---------------------------------------------------------------------------
-
-
-class Residency(NamedTuple):
-    """Page-table entries of a range, in the bytes they map."""
-
-    present: int
-    huge: int
-
-
-def residency(address: int, nbytes: int) -> Residency:
-    """What of [address, address + nbytes) has page-table entries, and what of it huge ones.
-
-    mincore(2) cannot tell: it asks about the object. PAGEMAP_SCAN, before Linux 6.7 pagemap
-    bit 63, with smaps for the huge part. The range is widened to whole pages.
-    """
-    start = address & -PAGE_NBYTES
-    end = (address + nbytes + PAGE_NBYTES - 1) & -PAGE_NBYTES
-    with _opened("/proc/self/pagemap") as fd:
-        try:
-            return Residency(*kernel.pagemap_scan(fd, start, end))
-        except OSError as error:
-            if error.errno not in _NO_IOCTL:
-                raise
-        present = sum(1 for entry in _pagemap(fd, start, end) if entry >> 63) * PAGE_NBYTES
-    return Residency(present, min(present, _huge_by_smaps(start, end)))
-
-
-def present_nbytes(address: int, nbytes: int) -> int | None:
-    """Bytes of a range that have page-table entries, or None where only a slow answer can be had."""
-    try:
-        with _opened("/proc/self/pagemap") as fd:
-            return kernel.pagemap_scan(fd, address, address + nbytes)[0]
-    except OSError:
-        return None
-
-
-def present_stretches(address: int, nbytes: int) -> list[tuple[int, int]]:
-    """Stretches of a range that have page-table entries, as (byte in the range, nbytes).
-
-    Empty before Linux 6.7, whose answers are too slow for looking at something in passing.
-    """
-    found: list[tuple[int, int]] = []
-    at, end = address, address + nbytes
-    with _opened("/proc/self/pagemap") as fd:
-        while at < end:
-            try:
-                step, at = kernel.pagemap_stretches(fd, at, end)
-            except OSError:
-                return []
-            words = memoryview(step).cast("Q").tolist()
-            for start, stop, sort in zip(words[::3], words[1::3], words[2::3], strict=True):
-                if sort & kernel.PAGE_IS_PRESENT:
-                    found.append((start - address, stop - start))
-    return found
-
-
-def frames(address: int, nbytes: int) -> list[int] | None:
-    """Physical frame number of every page; 0 where there is no entry. None without CAP_SYS_ADMIN."""
-    with _opened("/proc/self/pagemap") as fd:
-        entries = list(_pagemap(fd, address, address + nbytes))
-    numbers = [entry & (1 << 55) - 1 if entry >> 63 else 0 for entry in entries]
-    if any(entry >> 63 for entry in entries) and not any(numbers):
-        return None
-    return numbers
-
-
-def private_ranges(address: int, nbytes: int) -> list[tuple[int, int]]:
-    """Which bytes of a private view of an object lie on pages of its own, because they were written.
-
-    Pagemap bits: 63 present or 62 swapped, and not 61, which says that the page is the object's.
-    Returns: [first, last) from `address` on; where pagemap cannot be read, the whole.
-    """
-    found: list[tuple[int, int]] = []
-    step = PAGE_NBYTES << 15
-    try:
-        with _opened("/proc/self/pagemap") as fd:
-            for at in range(0, nbytes, step):
-                count = min(step, nbytes - at) // PAGE_NBYTES
-                entries = np.frombuffer(os.pread(fd, count * 8, (address + at) // PAGE_NBYTES * 8), "=u8")
-                written = (entries >> np.uint64(62) != 0) & (entries >> np.uint64(61) & np.uint64(1) == 0)
-                edges = np.flatnonzero(np.diff(written, prepend=False, append=False)) * PAGE_NBYTES + at
-                found += zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    except OSError:
-        return [(0, nbytes)]
-    return found
-
-
-@contextmanager
-def _opened(path: str) -> Generator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _pagemap(fd: int, start: int, end: int) -> Iterator[int]:
-    step = PAGE_NBYTES << 15
-    for address in range(start, end, step):
-        count = (min(step, end - address)) // PAGE_NBYTES * 8
-        yield from memoryview(os.pread(fd, count, address // PAGE_NBYTES * 8)).cast("Q")
-
-
-_HUGE_LINE = re.compile(
-    r"(?:AnonHugePages|ShmemPmdMapped|FilePmdMapped|Shared_Hugetlb|Private_Hugetlb): +(\d+) kB"
-)
-
-
-def _huge_by_smaps(start: int, end: int) -> int:
-    nbytes, inside = 0, False
-    with open("/proc/self/smaps", errors="replace") as file:
-        for line in file:
-            if (entry := _ENTRY.fullmatch(line.rstrip("\n"))) is not None:
-                inside = int(entry[1], 16) < end and int(entry[2], 16) > start
-            elif inside and (huge := _HUGE_LINE.match(line)) is not None:
-                nbytes += int(huge[1]) << 10
-    return nbytes
 
 
 # --- descriptors ---------------------------------------------------------------------------

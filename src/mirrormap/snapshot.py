@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from mirrormap import kernel, placement, procmaps
+from mirrormap import kernel, placement, residency
 from mirrormap.arrays import share
 from mirrormap.backing import Backing
 from mirrormap.errors import MapError, MirrorError
@@ -163,7 +163,7 @@ class Snapshot:
             if self._pid == os.getpid():  # a forked child keeps a private array of its own
                 run = found.run
                 pages = np.frombuffer(memoryview(kernel.span(copy, 0, run.nbytes)), "u1")
-                for first, last in procmaps.private_ranges(found.address, run.room):
+                for first, last in residency.private_ranges(found.address, run.room):
                     pages[first:last] = held[first:last]
                 del pages
                 self._share(found, copy)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import mirrormap as mm
-from mirrormap import procmaps
+from mirrormap import procmaps, residency
 from support import (
     FUTEX,
     MAP_ANONYMOUS,
@@ -168,7 +168,7 @@ def test_flags_of_the_source_are_no_obstacle_and_population_is_not_repeated(
     """Table of sources: NORESERVE, POPULATE; the mirror has no page-table entries."""
     with Raw(8 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS | flags) as raw:
         got = mirrored(raw.address, 8 * PAGE)
-        assert procmaps.residency(got, 8 * PAGE).present == 0
+        assert residency.nbytes_present(got, 8 * PAGE) == 0
 
 
 @pytest.mark.parametrize("protection", [PROT_READ, PROT_NONE, RW | PROT_EXEC, PROT_READ | PROT_EXEC])
@@ -205,7 +205,7 @@ def test_a_locked_source_gives_a_locked_populated_mirror(mirrored: Mirrored) -> 
     with Raw(4 * PAGE) as raw:
         lock(raw.address, 4 * PAGE)
         got = mirrored(raw.address, 4 * PAGE)
-        assert procmaps.residency(got, 4 * PAGE).present == 4 * PAGE
+        assert residency.nbytes_present(got, 4 * PAGE) == 4 * PAGE
 
 
 def test_an_inner_page_keeps_its_offset(source: Raw, mirrored: Mirrored) -> None:
@@ -364,7 +364,7 @@ def test_later_changes_are_per_view(source: Raw, mirrored: Mirrored) -> None:
     source.buffer[0] = 9
     assert read(got, 1) == b"\x09"
     checked(libc.madvise(got, 4 * PAGE, 4))
-    assert procmaps.residency(got, 4 * PAGE).present == 0
+    assert residency.nbytes_present(got, 4 * PAGE) == 0
     assert source.buffer[PAGE] == 2
     checked(libc.madvise(source.address + PAGE, PAGE, 9))
     assert read(got + PAGE, 1) == b"\0"

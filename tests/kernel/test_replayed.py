@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 import mirrormap as mm
-from mirrormap import kernel, procmaps
+from mirrormap import kernel, residency
 from support import (
     MAP_ANONYMOUS,
     MAP_HUGETLB,
@@ -214,9 +214,9 @@ def test_population_obeys_the_protection_and_names_holes() -> None:
     with Raw(4 * PAGE, PROT_READ) as raw:
         assert advised(raw.address, 4 * PAGE, POPULATE_READ) == 0
         assert advised(raw.address, 4 * PAGE, POPULATE_WRITE) == errno.EINVAL
-        assert procmaps.residency(raw.address, 4 * PAGE).present == 4 * PAGE
+        assert residency.nbytes_present(raw.address, 4 * PAGE) == 4 * PAGE
         got = mm.mremap(raw.address, 0, 4 * PAGE, M)
-        assert procmaps.residency(got, 4 * PAGE).present == 0
+        assert residency.nbytes_present(got, 4 * PAGE) == 0
         unmap(got, 4 * PAGE)
     with Raw(4 * PAGE, PROT_WRITE) as raw:
         assert advised(raw.address, 4 * PAGE, POPULATE_WRITE) == 0

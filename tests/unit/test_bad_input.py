@@ -340,8 +340,8 @@ def test_locked_memory_beyond_its_limit(view: mm.Mapping) -> None:
     succeeds("""
 import os, resource, errno, mmap, mirrormap as mm
 from support import PAGE, address_of, lock
-os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * PAGE, 64 * PAGE))
+os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 source = mmap.mmap(-1, 40 * PAGE)
 lock(address_of(source), 40 * PAGE)
 try:

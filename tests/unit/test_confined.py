@@ -162,8 +162,8 @@ def test_memory_that_may_not_be_locked_twice() -> None:
 import errno, mmap, resource, mirrormap as mm
 from support import libc, address_of
 source = mmap.mmap(-1, 1 << 20)
-import os; os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (3 << 19, 3 << 19))
+import os; os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 import ctypes
 libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 assert libc.mlock(address_of(source), 1 << 20) == 0

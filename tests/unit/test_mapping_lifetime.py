@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from mirrormap import procmaps
+from mirrormap import residency
 from support import PAGE, protections, read, succeeds
 
 # --- lifetime ------------------------------------------------------------------------------------
@@ -196,5 +196,5 @@ def test_residency_is_of_this_view_alone() -> None:
         view.array()[3 * PAGE] = 1
         assert view.resident >= PAGE
         assert view.resident_huge == 0
-        assert procmaps.residency(view.address + 3 * PAGE, 1).present == PAGE
+        assert residency.nbytes_present(view.address + 3 * PAGE, 1) == PAGE
         assert read(view.address + 3 * PAGE, 1) == b"\x01"

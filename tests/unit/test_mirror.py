@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from mirrormap import procmaps
+from mirrormap import residency
 from support import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
@@ -369,7 +369,10 @@ def test_a_fresh_mirror_has_no_entries_and_a_populated_one_all() -> None:
 def test_the_same_frames_lie_behind_both_addresses() -> None:
     with mmap.mmap(-1, 4 * PAGE) as source, mm.mirror(source, populate=True) as view:
         np.frombuffer(source, "u1")[::PAGE] = 1
-        mine, theirs = procmaps.frames(view.address, 4 * PAGE), procmaps.frames(address_of(source), 4 * PAGE)
+        mine, theirs = (
+            residency.frames(view.address, 4 * PAGE),
+            residency.frames(address_of(source), 4 * PAGE),
+        )
         if mine is None:
             pytest.skip("frame numbers are readable by root only")
         assert mine == theirs

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mirrormap as mm
-from mirrormap import kernel, pagetables, procfs, procmaps
+from mirrormap import kernel, pagetables, procfs, procmaps, residency
 from mirrormap.kernel import VmaInfo
 from support import PAGE
 
@@ -248,13 +248,13 @@ def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_terabytes_that_are_only_reserved_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    words = pagetables._words
+    words = residency.words
 
     def counted(fd: int, first: int, count: int) -> NDArray[np.uint64]:
         asked.append(count)
         return words(fd, first, count)
 
-    monkeypatch.setattr(pagetables, "_words", counted)
+    monkeypatch.setattr(residency, "words", counted)
     with mm.Pages(PAGE) as pages, pages.map(reserve="1TiB"):
         found = procfs.entries(os.getpid())
         assert sum(end - start for start, end, *_ in found if start < procfs.USER_END) > 1 << 40

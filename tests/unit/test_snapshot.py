@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import mirrormap as mm
 import seccomp
-from mirrormap import procmaps
+from mirrormap import procmaps, residency
 from support import PAGE, run_python
 
 MIB = 1 << 20
@@ -100,7 +100,7 @@ def test_page_tables_come_back() -> None:
         assert view.address % pmd == 0 or pmd > 8 * MIB
         live = view.array()
         with mm.snapshot(live) as frozen:
-            assert procmaps.residency(frozen.__array_interface__["data"][0], 8 * MIB).present == 8 * MIB
+            assert residency.nbytes_present(frozen.__array_interface__["data"][0], 8 * MIB) == 8 * MIB
             assert view.resident < MIB
         assert view.resident == 8 * MIB
         del live, frozen

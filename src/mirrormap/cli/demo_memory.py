@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from mirrormap import kernel, procmaps
+from mirrormap import kernel, procmaps, residency
 from mirrormap.aliasing import shares_memory
 from mirrormap.arrays import share
 from mirrormap.errors import MapError, NotMirrorableError
@@ -70,7 +70,7 @@ def _compare(console: Console, original: NDArray[Any], mirrored: NDArray[Any]) -
         table.add_column(heading, no_wrap=True)
     for name, view in (("original", original), ("mirror", mirrored)):
         first = bytes(view.reshape(-1)[:12])  # read first: the touch makes the page-table entry
-        numbers = procmaps.frames(_address(view) & -PAGE_NBYTES, PAGE_NBYTES)
+        numbers = residency.frames(_address(view) & -PAGE_NBYTES, PAGE_NBYTES)
         frame = f"{numbers[0]:#x}" if numbers else "readable by root only"
         table.add_row(name, f"{_address(view):#x}", first.hex(" "), frame)
     console.print(table)
