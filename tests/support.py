@@ -30,6 +30,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import _core, kernel
+from mirrormap.heap.reports import PHASES
 
 PAGE = mmap.PAGESIZE
 GUEST = "MIRRORMAP_GUEST" in os.environ  # one of make matrix, whose settings are nobody else's
@@ -379,3 +380,8 @@ def default_huge_nbytes() -> int:
         if line.startswith("Hugepagesize:"):
             return int(line.split()[1]) << 10
     pytest.skip("this kernel has no huge pages")
+
+
+def phase_of(heap: mm.Heap) -> str:
+    """What `stats().phase` says, for who asks after every step: stats() also counts what is resident."""
+    return PHASES[heap._stats()[-1]]

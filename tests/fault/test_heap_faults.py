@@ -11,6 +11,7 @@ import pytest
 
 import mirrormap as mm
 from faults import arm, disarm, fault_hits, needs_faults
+from support import phase_of
 
 pytestmark = needs_faults
 
@@ -75,7 +76,7 @@ def disown(scene: Scene) -> None:
 def step(scene: Scene) -> None:
     """A collection in the smallest steps, with the heap looked through after each tenth."""
     while scene.heap.step(0):
-        if scene.heap.stats().phase in ("choose", "move") or random.random() < 0.02:
+        if phase_of(scene.heap) in ("choose", "move") or random.random() < 0.02:
             scene.heap.verify()
     scene.heap.verify()
 

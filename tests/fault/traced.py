@@ -22,7 +22,7 @@ import numpy as np
 
 import mirrormap as mm
 from mirrormap import kernel
-from support import PAGE, held
+from support import PAGE, held, libc
 
 MARK = 0x5A
 
@@ -91,6 +91,30 @@ def mounted_again(mount: int) -> None:
         assert kernel.has_huge_files() in (True, False)  # refused: there are other ways
 
 
+def mounted_as_nobody(mount: int) -> None:
+    """As a user who may not mount, but may in a user namespace of a child's."""
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    libc.prctl(4, 1)  # PR_SET_DUMPABLE: its own /proc is its own again
+    mounted_again(mount)
+
+
+def heaped() -> None:
+    with mm.Heap("4MiB", collector="manual") as heap:
+        kept = [heap.put(bytes([MARK]) * 1000) for _ in range(200)]
+        del kept[::2]
+        heap.collect()
+        assert all(bytes(each) == bytes([MARK]) * 1000 for each in kept)
+        heap.verify()
+        del kept
+
+
+def flushed(pages: mm.Pages) -> None:
+    with pages.map() as view:
+        view.array()[:8] = MARK
+        view.flush()
+
+
 def frozen() -> None:
     live = mm.full(4 << 20, MARK, "u1")
     taken = mm.snapshot(live, copy=False)
@@ -106,7 +130,6 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "arrange": lambda s: s.pages.arrange([(0, 4 * PAGE), (0, 4 * PAGE)], populate=True).close(),
     "mirror": lambda s: s.view.mirror(PAGE, PAGE).close(),
     "mirror of mmap": lambda s: mm.mirror(s.source, populate=True).close(),
-    "mremap": lambda s: mm.mremap(s.view.address, PAGE, PAGE, mm.MREMAP_MAYMOVE | mm.MREMAP_MIRROR),
     "resize": lambda s: resized(s.roomy, 8 * PAGE),
     "move": lambda s: resized(s.roomy, 128 * PAGE),
     "pages.resize": lambda s: s.pages.resize(9 * PAGE),
@@ -123,13 +146,19 @@ OPERATIONS: dict[str, Callable[[Scene], Any]] = {
     "snapshot": lambda s: frozen(),
     "mirrors": lambda s: mm.mirrors(),
     "mount": lambda s: mounted_again(s.mount),
+    "flush of a view": lambda s: flushed(s.file),
+    "heap": lambda s: heaped(),
+}
+ONCE: dict[str, Callable[[Scene], Any]] = {  # what a process cannot take back: not for the server itself
+    "mremap": lambda s: mm.mremap(s.view.address, PAGE, PAGE, mm.MREMAP_MAYMOVE | mm.MREMAP_MIRROR),
+    "mount as nobody": lambda s: mounted_as_nobody(s.mount),
 }
 
 
 def case(name: str, go: int) -> None:
     """Build a scene, wait for the tracer, work, wait until it is gone, and say what became of it."""
     scene = Scene()
-    operation = OPERATIONS[name]
+    operation = (OPERATIONS | ONCE)[name]
     told: dict[str, Any] = {"error": None}
     before = held()
     print(os.getpid(), flush=True)
@@ -140,12 +169,12 @@ def case(name: str, go: int) -> None:
         told["error"] = f"{type(error).__name__}: {error}"
         told["errno"] = getattr(error, "errno", None)
         del error
-    os.write(1, b"worked\n")
+    os.writev(1, [b"worked\n"])  # no write(2), which may be what fails
     os.read(go, 1)
     after = held()
     told["left"] = {what: after[what] - before[what] for what in after if after[what] > before[what]}
     scene.check()
-    shutil.rmtree(scene.folder)
+    shutil.rmtree(scene.folder, ignore_errors=True)
     print(json.dumps(told), flush=True)
     os._exit(0)
 
@@ -154,8 +183,7 @@ def main() -> None:
     """Serve until the input ends. Operations are warmed first: what is cached is there from then on."""
     scene = Scene()
     for operation in OPERATIONS.values():
-        if operation is not OPERATIONS["mremap"]:
-            operation(scene)
+        operation(scene)
     go = int(sys.argv[1])
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):

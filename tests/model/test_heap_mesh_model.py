@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import mirrormap as mm
-from support import address_of
+from support import address_of, phase_of
 
 LENGTHS = st.one_of(st.integers(1, 300), st.integers(1, 3000), st.sampled_from([4080, 5000, 20_000]))
 
@@ -115,7 +115,7 @@ class Meshed(RuleBasedStateMachine):
     def stop_while_meshing(self) -> None:
         self.heap._mesh_most(self.most)
         self.heap.put(b"reason")
-        while self.heap.step(0) and self.heap.stats().phase != "mesh":
+        while self.heap.step(0) and phase_of(self.heap) != "mesh":
             pass
 
     @rule()

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import mirrormap as mm
 from heap_modes import MODES, TRIED
+from support import phase_of
 
 LENGTHS = st.one_of(
     st.integers(0, 200), st.integers(0, 5000), st.sampled_from([65_000, 65_520, 65_521, 300_000])
@@ -166,7 +167,7 @@ class Garbage(RuleBasedStateMachine):
     @rule(phase=st.sampled_from(["trace", "weak", "sweep", "choose", "move"]))
     def stop_in(self, phase: str) -> None:
         """Go on until a collection is in a certain phase, if it comes to it."""
-        while self.heap.step(0) and self.heap.stats().phase != phase:
+        while self.heap.step(0) and phase_of(self.heap) != phase:
             pass
 
     @precondition(lambda self: self.weak)

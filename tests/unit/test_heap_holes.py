@@ -12,7 +12,7 @@ import pytest
 
 import mirrormap as mm
 from pinned import Looks
-from support import PAGE, address_of
+from support import PAGE, address_of, phase_of
 
 BLOCK = 1 << 18
 HEADER = 16
@@ -147,7 +147,7 @@ def test_a_frame_that_meshing_has_seen_may_be_fuller_when_it_comes_back(heap: mm
     heap.put(b"reason")
     turn = 0
     while heap.step(0):
-        turn += heap.stats().phase == "mesh"
+        turn += phase_of(heap) == "mesh"
         if turn != BLOCK // PAGE + 1:
             continue
         turn += 1
@@ -169,7 +169,7 @@ def test_blocks_that_offered_gaps_are_meshed(heap: mm.Heap) -> None:
     """Their views began after the last look at them."""
     looks = Looks(heap, True, 4000, 8)
     heap.put(b"reason")
-    while heap.step(0) and heap.stats().phase != "mesh":
+    while heap.step(0) and phase_of(heap) != "mesh":
         pass
     for at in list(looks.views):
         looks.views.pop(at).release()

@@ -10,6 +10,7 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import cgroups
+from support import phase_of
 
 
 @pytest.fixture(params=[True, False], ids=["asked for", "no room"])
@@ -114,7 +115,7 @@ def test_a_view_taken_on_the_way(heap: mm.Heap, always: bool, steps: int) -> Non
     refs = numbered(heap, 2000, 0, 400)
     kept = refs[::3]
     del refs
-    while heap.step(0) and heap.stats().phase != "move":
+    while heap.step(0) and phase_of(heap) != "move":
         pass
     full.append(True)
     heap._look()

@@ -61,6 +61,18 @@ static int written(const char *path, const char *text)
     return error;
 }
 
+static int mounted_within(struct errand *errand)
+{
+    int error = unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0 ? errno : 0;
+    if (error == 0)
+        error = written("/proc/self/setgroups", "deny");
+    if (error == 0)
+        error = written("/proc/self/uid_map", errand->uids);
+    if (error == 0)
+        error = written("/proc/self/gid_map", errand->gids);
+    return error != 0 ? error : mounted(errand->huge, &errand->mount);
+}
+
 /* In a child that shares memory and descriptors with the parent, which stands still meanwhile. */
 #if defined(__SANITIZE_ADDRESS__)
 __attribute__((no_sanitize("address")))
@@ -68,15 +80,9 @@ __attribute__((no_sanitize("address")))
 static int run_errand(void *argument)
 {
     struct errand *errand = argument;
-    errand->error = unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0 ? errno : 0;
-    if (errand->error == 0)
-        errand->error = written("/proc/self/setgroups", "deny");
-    if (errand->error == 0)
-        errand->error = written("/proc/self/uid_map", errand->uids);
-    if (errand->error == 0)
-        errand->error = written("/proc/self/gid_map", errand->gids);
-    if (errand->error == 0)
-        errand->error = mounted(errand->huge, &errand->mount);
+    do /* no signal is for this child: whoever began it anew for one could do so for ever */
+        errand->error = mounted_within(errand);
+    while (errand->error == EINTR);
     return 0;
 }
 
