@@ -74,31 +74,12 @@ def stretches_read(pid: int, found: Sequence[VmaTuple], progress: Progress) -> N
         empty = {told.vma.start for told in procfs.smaps(pid) if not told.rss + told.swap + told.huge}
         for start, end in ((vma[0], vma[1]) for vma in found if vma[0] < procfs.USER_END):
             for at in range(start, 0 if start in empty else end, _STEP_PAGES * PAGE_NBYTES):
-                step = _read(fd, at, min(end, at + _STEP_PAGES * PAGE_NBYTES))
+                step = residency.stretches_read(fd, at, min(end, at + _STEP_PAGES * PAGE_NBYTES))
                 steps.append(step)
                 nbytes += _nbytes(step)
                 progress(nbytes)
         return np.concatenate(steps)
     return None
-
-
-_BITS: Final = {63: kernel.PAGE_IS_PRESENT, 62: kernel.PAGE_IS_SWAPPED, 61: kernel.PAGE_IS_FILE}
-
-
-def _read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
-    words = residency.words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
-    sorts = np.zeros(len(words), np.uint64)
-    for bit, sort in _BITS.items():
-        sorts |= (words >> np.uint64(bit) & np.uint64(1)) * np.uint64(sort)
-    begins = np.concatenate(([0], np.flatnonzero(np.diff(sorts)) + 1)) if len(sorts) else np.empty(0, np.intp)
-    rows = np.empty((len(begins), 3), np.uint64)
-    rows[:, 0] = start + begins * PAGE_NBYTES
-    rows[:, 1] = start + np.append(begins[1:], len(sorts)) * PAGE_NBYTES
-    rows[:, 2] = sorts[begins]
-    there: NDArray[np.uint64] = rows[
-        rows[:, 2] & np.uint64(kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED) != 0
-    ]
-    return there
 
 
 def _rows(packed: bytes) -> NDArray[np.uint64]:

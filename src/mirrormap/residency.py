@@ -24,6 +24,7 @@ __all__ = [
     "nbytes_present_if_cheap",
     "present_stretches",
     "private_ranges",
+    "stretches_read",
     "words",
 ]
 
@@ -34,6 +35,13 @@ _SWAPPED: Final = np.uint64(62)
 _OF_OBJECT: Final = np.uint64(61)
 _FRAME: Final = np.uint64((1 << 55) - 1)
 _ONE: Final = np.uint64(1)
+_SORTS: Final = {
+    _PRESENT: kernel.PAGE_IS_PRESENT,
+    _SWAPPED: kernel.PAGE_IS_SWAPPED,
+    _OF_OBJECT: kernel.PAGE_IS_FILE,
+}
+_THERE: Final = np.uint64(kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED)
+_IN_PASSING_NBYTES: Final = 1 << 30
 
 
 def nbytes_present(address: int, nbytes: int) -> int:
@@ -72,21 +80,27 @@ def nbytes_huge(address: int, nbytes: int) -> int:
 def present_stretches(address: int, nbytes: int) -> list[tuple[int, int]]:
     """Stretches of a range that have page-table entries, as (byte in the range, nbytes).
 
-    Empty before Linux 6.7, whose answers are too slow for looking at something in passing.
+    Before Linux 6.7 empty for more than a GiB: reading the table of it takes too long for looking at
+    something in passing.
     """
-    found: list[tuple[int, int]] = []
+    steps: list[NDArray[np.uint64]] = []
     at, end = address, address + nbytes
     with procmaps.opened(_PAGEMAP) as fd:
         while at < end:
             try:
                 step, at = kernel.pagemap_stretches(fd, at, end)
             except OSError:
-                return []
-            told = memoryview(step).cast("Q").tolist()
-            for start, stop, sort in zip(told[::3], told[1::3], told[2::3], strict=True):
-                if sort & kernel.PAGE_IS_PRESENT:
-                    found.append((start - address, stop - start))
-    return found
+                if nbytes > _IN_PASSING_NBYTES:
+                    return []
+                steps, at = [stretches_read(fd, address, end)], end
+            else:
+                steps.append(np.frombuffer(step, np.uint64).reshape(-1, 3))
+    return [
+        (start - address, stop - start)
+        for step in steps
+        for start, stop, sort in step.tolist()
+        if sort & kernel.PAGE_IS_PRESENT
+    ]
 
 
 def frames(address: int, nbytes: int) -> list[int] | None:
@@ -118,6 +132,24 @@ def private_ranges(address: int, nbytes: int) -> list[tuple[int, int]]:
     except OSError:
         return [(0, nbytes)]
     return found
+
+
+def stretches_read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
+    """What an open pagemap tells of [start, end).
+
+    Returns: uint64, shape ``(n, 3)``: start, end, bits PAGE_IS_PRESENT, _SWAPPED and _FILE, by address.
+    """
+    told = words(fd, start // PAGE_NBYTES, (end - start) // PAGE_NBYTES)
+    sorts = np.zeros(len(told), np.uint64)
+    for bit, sort in _SORTS.items():
+        sorts |= (told >> bit & _ONE) * np.uint64(sort)
+    edges = np.concatenate((np.zeros(1, np.intp), np.flatnonzero(np.diff(sorts)) + 1, [len(sorts)]))
+    rows = np.empty((len(edges) - 1, 3), np.uint64)
+    rows[:, 0] = start + edges[:-1] * PAGE_NBYTES
+    rows[:, 1] = start + edges[1:] * PAGE_NBYTES
+    rows[:, 2] = sorts[edges[:-1]] if len(sorts) else 0
+    there: NDArray[np.uint64] = rows[rows[:, 2] & _THERE != 0]
+    return there
 
 
 def words(fd: int, first: int, count: int) -> NDArray[np.uint64]:

@@ -246,6 +246,23 @@ def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pages[0] == {page for page in pages[1] if page[0] not in zeros}
 
 
+def test_stretches_of_our_own_are_read_where_they_cannot_be_scanned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.ENOTTY, "")
+
+    with mm.Pages(64 * PAGE) as pages, pages.map(reserve=f"{4 << 30}") as view:
+        view.array()[: 64 * PAGE : 4 * PAGE] = 1
+        wanted = [(at * PAGE, PAGE) for at in range(0, 64, 4)]
+        if mm.probe().pagemap_scan:
+            assert residency.present_stretches(view.address, 64 * PAGE) == wanted
+        monkeypatch.setattr(kernel, "pagemap_stretches", refused)
+        assert residency.present_stretches(view.address, 64 * PAGE) == wanted
+        assert residency.present_stretches(view.address, 4 << 30) == []
+        assert residency.present_stretches(view.address + PAGE, PAGE) == []
+
+
 def test_terabytes_that_are_only_reserved_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     words = residency.words
