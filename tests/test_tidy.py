@@ -60,6 +60,10 @@ def test_a_free_threaded_build_has_a_front_for_every_function() -> None:
         assert len(re.findall(rf"{{{slot},", text)) <= few // (
             2 if slot in ("Py_tp_repr", "Py_tp_hash") else 1
         ), slot
+    # a garbage collection has every other thread stand still; the others are no functions, or made of some
+    harmless = {"Py_tp_traverse", "Py_tp_doc", "Py_tp_members", "Py_tp_methods", "Py_tp_getset"}
+    used = set(re.findall(r"{(Py_(?:tp|sq|mp|nb|bf|am)_\w+),", text))
+    assert used - set(slots) - harmless == set(), "guard.c takes no lock in front of these"
     methods = re.findall(r"\b(METH_\w+(?: \| METH_\w+)*)", text)
     assert 100 < len(methods) <= many
     assert sum(how.endswith("METH_KEYWORDS") for how in methods) <= few

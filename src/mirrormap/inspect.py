@@ -236,6 +236,7 @@ def _snapshot(pid: int, progress: Progress | None, *, pages: bool) -> Snapshot:
         if progress is not None:
             progress(nbytes, max(nbytes, expected))
 
+    tell(0)
     rows = pagetables.stretches(pid, found, tell)
     scanned = rows is not None
     if pages and not scanned:

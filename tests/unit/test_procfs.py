@@ -354,7 +354,7 @@ def test_whatever_the_moment_of_its_end_there_is_one_error() -> None:
 
 
 def test_a_kernel_thread_has_no_memory_of_its_own() -> None:
-    threads = [pid for pid in psutil.pids() if psutil.Process(pid).ppid() == 2]
+    threads = [process.pid for process in psutil.process_iter(["ppid"]) if process.info["ppid"] == 2]
     if not threads:
         pytest.skip("this container shows no threads of the kernel")
     with pytest.raises(mm.MirrorError, match="thread of the kernel"):

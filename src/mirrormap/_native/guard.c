@@ -111,7 +111,21 @@ static binaryfunc binary_behind[FEW_COUNT];
 FEW(binary_ONE)
 TAKER(binary, binaryfunc, FEW)
 
-static objobjargproc assign_behind[FEW_COUNT];
+static newfunc make_behind[FEW_COUNT];
+#define make_ONE(n)                                                                                                \
+    FRONT(make, PyObject *, (PyTypeObject * type, PyObject *given, PyObject *names), (type, given, names), n)
+#define make_NAME(n) make_##n,
+FEW(make_ONE)
+TAKER(make, newfunc, FEW)
+
+static descrgetfunc field_behind[FEW_COUNT];
+#define field_ONE(n)                                                                                               \
+    FRONT(field, PyObject *, (PyObject * self, PyObject *object, PyObject *type), (self, object, type), n)
+#define field_NAME(n) field_##n,
+FEW(field_ONE)
+TAKER(field, descrgetfunc, FEW)
+
+static objobjargproc assign_behind[FEW_COUNT]; /* a field of an object, too: the parameters are the same */
 #define assign_ONE(n) FRONT(assign, int, (PyObject * self, PyObject *key, PyObject *value), (self, key, value), n)
 #define assign_NAME(n) assign_##n,
 FEW(assign_ONE)
@@ -213,7 +227,9 @@ static void *slot_front(int slot, void *behind)
     case Py_tp_hash: case Py_sq_length: case Py_mp_length: return (void *)length_front((lenfunc)behind);
     case Py_tp_richcompare: return (void *)compare_front((richcmpfunc)behind);
     case Py_mp_subscript: return (void *)binary_front((binaryfunc)behind);
-    case Py_mp_ass_subscript: return (void *)assign_front((objobjargproc)behind);
+    case Py_mp_ass_subscript: case Py_tp_descr_set: return (void *)assign_front((objobjargproc)behind);
+    case Py_tp_new: return (void *)make_front((newfunc)behind);
+    case Py_tp_descr_get: return (void *)field_front((descrgetfunc)behind);
     case Py_bf_getbuffer: return (void *)get_front((getbufferproc)behind);
     case Py_bf_releasebuffer: return (void *)release_front((releasebufferproc)behind);
     default: return behind;
