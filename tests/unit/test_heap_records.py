@@ -328,7 +328,7 @@ def test_the_heap_ends_before_its_records() -> None:
 
 
 def test_a_record_holds_its_heap_and_its_class_does_not() -> None:
-    heap = mm.Heap("1MiB")
+    heap = mm.Heap("1MiB", collector="manual")  # a thread would hold it for moments
     node: Any = heap.record("Node", key="i8", left=Ref)
     made = node(2, node(1))
     del heap  # a record holds it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -11,15 +12,19 @@ from mirrormap.cli import check, demo, maps
 from mirrormap.errors import MirrorError
 
 
+@functools.cache
+def version() -> str:
+    """As the package's metadata says."""
+    return importlib.metadata.version("mirrormap")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line, for the program and for the test that compares the manual with it."""
     top = argparse.ArgumentParser(
         prog="mirrormap",
         description="Mirrored memory: the same physical pages at two or more virtual addresses.",
     )
-    top.add_argument(
-        "--version", action="version", version=f"mirrormap {importlib.metadata.version('mirrormap')}"
-    )
+    top.add_argument("--version", action="version", version=f"mirrormap {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (check, demo, maps):
         command.add_parser(commands)
