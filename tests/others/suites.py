@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import unittest
@@ -160,5 +161,6 @@ def numpy() -> dict[str, Outcome]:
 SUITES: dict[str, Callable[[], dict[str, Outcome]]] = {"cpython": cpython, "numpy": numpy}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with tempfile.TemporaryDirectory(prefix="mirrormap-others-") as folder, contextlib.chdir(folder):
         print(json.dumps(SUITES[sys.argv[1]]()))
