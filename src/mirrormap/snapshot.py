@@ -11,6 +11,9 @@ round, zapping the old view's entries would take 35 ms a GiB with every writer w
 
 from __future__ import annotations
 
+import errno
+import functools
+import mmap
 import os
 import threading
 import warnings
@@ -141,13 +144,17 @@ class Snapshot:
 
     def _carry(self, found: _Range, copy: Region, at: int, nbytes: int) -> None:
         """Move one piece's page tables to `copy`, or show its pages there without them."""
-        try:
-            _carry(copy, at, nbytes, found.region, found.start + at)
-        except MapError as error:
-            self.route, self.reason = "overlaid", str(error)
-            run = found.run
-            kernel.map_over(copy, at, nbytes, run.protection, found.backing.fd, run.offset + at, _LABEL)
-            kernel.advise_quietly(copy, at, nbytes, kernel.MADV_DONTDUMP)
+        refused = _refusal()
+        if not refused:
+            try:
+                _carry(copy, at, nbytes, found.region, found.start + at)
+                return
+            except MapError as error:
+                refused = str(error)
+        self.route, self.reason = "overlaid", refused
+        run = found.run
+        kernel.map_over(copy, at, nbytes, run.protection, found.backing.fd, run.offset + at, _LABEL)
+        kernel.advise_quietly(copy, at, nbytes, kernel.MADV_DONTDUMP)
 
     def close(self) -> None:
         """Write back what was stored since the cut, and share the live view again. Again: no effect.
@@ -273,10 +280,27 @@ def _pieces(found: _Range) -> list[tuple[int, int]]:
     return pieces
 
 
+@functools.cache
+def _refusal() -> str:
+    """Why this kernel (before Linux 5.13) moves no page tables of shared memory; "" if it does.
+
+    It is asked with a page of its own and without MREMAP_FIXED: one that is refused has unmapped its target
+    by then, and another thread's mapping may be there before the hole is closed.
+    """
+    with mmap.mmap(-1, PAGE_NBYTES) as page, memoryview(page) as shown:
+        start, nbytes, _ = kernel.buffer_address(shown)
+        try:
+            moved = kernel.mremap(start, nbytes, nbytes, kernel.MREMAP_MAYMOVE | kernel.MREMAP_DONTUNMAP)
+        except MapError as error:
+            return str(error) if error.errno == errno.EINVAL else ""
+        kernel.munmap(moved, nbytes)
+    return ""
+
+
 def _carry(target: Region, at: int, nbytes: int, source: Region, source_at: int) -> None:
     """mremap(source, nbytes, nbytes, MAYMOVE|FIXED|DONTUNMAP, target): the page tables go along.
 
-    Raises: MapError EINVAL before Linux 5.13, where only private memory can be moved so.
+    Raises: MapError.
     """
     try:
         target.carry(at, nbytes, source, source_at)

@@ -69,6 +69,7 @@ PyObject *maps_stretches(PyObject *module, PyObject *args);
 Region *region_open(PyObject *self);
 PyObject *region_make(uintptr_t address, size_t window);
 bool region_holds(const Region *region, size_t offset, size_t nbytes);
+void region_mend(Region *region, size_t offset, size_t nbytes);
 bool region_refuse_shown(const Region *region, size_t start, size_t end);
 
 /* window.c: the methods that change what lies in the window. */

@@ -41,12 +41,16 @@ PyObject *region_carry(PyObject *self, PyObject *args)
         return NULL;
     }
     uintptr_t target = region->address + (size_t)offset, got;
+    bool reserved = mm_sys_readable(target) == EFAULT; /* else arrays show it */
     int error;
     WAITING(error, mm_sys_remap(source->address + (size_t)source_offset, (size_t)nbytes,
                                 (size_t)nbytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
                                 target, &got));
     if (error != 0) {
-        hold_hole(target, (size_t)nbytes);
+        if (reserved)
+            region_mend(region, (size_t)offset, (size_t)nbytes);
+        else
+            hold_hole(target, (size_t)nbytes);
         return raise_errno(error);
     }
     Py_RETURN_NONE;

@@ -109,7 +109,7 @@ PyObject *region_map(PyObject *module, PyObject *const *args, Py_ssize_t given)
 /* After a MAP_FIXED into the window failed: the kernel may have unmapped the
  * target first. Take the hole back before a stranger does; where that cannot be
  * proved, give up the window from there on and never unmap the hole. */
-static void mend(Region *region, size_t offset, size_t nbytes)
+void region_mend(Region *region, size_t offset, size_t nbytes)
 {
     uintptr_t hole = region->address + offset, got;
     int error = reserve_at(hole, nbytes, &got);
@@ -143,7 +143,7 @@ PyObject *region_place(PyObject *self, PyObject *const *args, Py_ssize_t given)
     WAITING(error, mm_sys_map(target, (size_t)nbytes, protection, flags | MAP_SHARED | MAP_FIXED,
                               fd, fd_offset, &got));
     if (error != 0) {
-        mend(region, (size_t)offset, (size_t)nbytes);
+        region_mend(region, (size_t)offset, (size_t)nbytes);
         return raise_errno(error);
     }
     Py_RETURN_NONE;
@@ -169,7 +169,7 @@ PyObject *region_alias(PyObject *self, PyObject *const *args, Py_ssize_t given)
     WAITING(error, mm_sys_remap(source, 0, (size_t)nbytes,
                                 MREMAP_MAYMOVE | MREMAP_FIXED, target, &got));
     if (error != 0) {
-        mend(region, (size_t)offset, (size_t)nbytes);
+        region_mend(region, (size_t)offset, (size_t)nbytes);
         return raise_errno(error);
     }
     Py_RETURN_NONE;
