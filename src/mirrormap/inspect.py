@@ -156,7 +156,8 @@ def mappings(pid: Pid = "self", *, progress: Progress | None = None) -> list[Vma
     PROCMAP_QUERY and PAGEMAP_SCAN, before Linux 6.11 and 6.7 the texts of /proc/PID/maps and smaps. An
     address space that changes meanwhile is seen partly before and partly after.
 
-    Args: pid: a process, or "self". progress: called with (bytes found, bytes expected) before and between steps.
+    Args: pid: a process, or "self". progress: called with (bytes found, bytes expected), first with 0, then
+        between steps.
     Raises: ProcessGone for a process that has ended, also meanwhile; NotPermittedError for one that
         belongs to somebody else; TypeError, ValueError for what is no pid.
     """
