@@ -143,7 +143,8 @@ def postgres(backends: int) -> Generator[int]:
         log = stack.enter_context(open(f"{base}/log", "w"))
         server = subprocess.Popen(
             [programs / "postgres", "-D", data, "-k", base, "-c", "listen_addresses=", "-c", "shared_buffers=64MB",
-             "-c", "fsync=off", "-c", "huge_pages=off"],
+             "-c", "fsync=off", "-c", "huge_pages=off",
+             "-c", "max_parallel_workers_per_gather=0"],  # else workers may have read what a backend counts
             stdout=log, stderr=log, **options,
         )  # fmt: skip
         clients = []
