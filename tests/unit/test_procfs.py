@@ -220,11 +220,13 @@ def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(pagetables, "_STEP_PAGES", 16)  # of many steps
     with running() as child:
-        found = procfs.entries(child.pid)
+        found = [vma for vma in procfs.entries(child.pid) if vma[1] - vma[0] <= 1 << 40]
         scanned = pagetables.stretches(child.pid, found, lambda nbytes: None)
         rows = pagetables.stretches_read(child.pid, found, told.append)
     assert scanned is not None
     assert rows is not None
+    within = [any(vma[0] <= start < vma[1] for vma in found) for start in scanned[:, 0].tolist()]
+    scanned = scanned[np.array(within)]
     assert told == sorted(told)
     assert told[-1] == int((rows[:, 1] - rows[:, 0]).sum())
     sorts = kernel.PAGE_IS_PRESENT | kernel.PAGE_IS_SWAPPED | kernel.PAGE_IS_FILE
