@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import itertools
@@ -23,7 +24,7 @@ import wave
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -380,6 +381,11 @@ def default_huge_nbytes() -> int:
         if line.startswith("Hugepagesize:"):
             return int(line.split()[1]) << 10
     pytest.skip("this kernel has no huge pages")
+
+
+def refused(*arguments: object) -> NoReturn:
+    """In place of an ioctl, as a kernel without it answers."""
+    raise OSError(errno.ENOTTY, "")
 
 
 def phase_of(heap: mm.Heap) -> str:

@@ -77,8 +77,8 @@ def test_only_kernel_imports_the_extension() -> None:
 
 def test_few_modules_read_proc_and_sys() -> None:
     """procmaps and residency of this process and the machine, procfs and pagetables of any other process,
-    cgroups, filelock of who locked a file. A path is a string that begins with it, whether it is opened on the spot or kept in
-    a constant; advice and docstrings only mention one. probe() tries the files themselves."""
+    cgroups, filelock of who locked a file. A path is a string that begins with it, whether it is opened on the
+    spot or kept in a constant; advice and docstrings only mention one. probe() tries the files themselves."""
     holders = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -22,6 +22,7 @@ from mirrormap.kernel import PAGE_NBYTES
 from mirrormap.mirror import mirror
 from mirrormap.pages import Pages
 from mirrormap.population import populates_by_madvise
+from mirrormap.remap import page_moved
 from mirrormap.units import format_nbytes
 
 __all__ = ["Capabilities", "Check", "probe"]
@@ -336,21 +337,14 @@ def _frames() -> str:
 
 
 def _move_shared() -> str:
-    flags = kernel.MREMAP_MAYMOVE | kernel.MREMAP_DONTUNMAP
-    with mmap.mmap(-1, PAGE_NBYTES) as source, memoryview(source) as view:
-        start, nbytes, _ = kernel.buffer_address(view)
-        moved = kernel.mremap(start, nbytes, nbytes, flags)
-        try:
-            with procmaps.AddressSpace() as space:
-                shown = [
-                    (vma.dev, vma.inode, vma.offset + at - vma.start)
-                    for at in (start, moved)
-                    if (vma := space.at(at)) is not None
-                ]
-        finally:
-            kernel.munmap(moved, nbytes)
-        if len(shown) != 2 or shown[0] != shown[1]:
-            raise _UnsatisfiedError("the call succeeded, but the two addresses do not show the same pages")
+    with page_moved() as both, procmaps.AddressSpace() as space:
+        shown = [
+            (vma.dev, vma.inode, vma.offset + at - vma.start)
+            for at in both
+            if (vma := space.at(at)) is not None
+        ]
+    if len(shown) != 2 or shown[0] != shown[1]:
+        raise _UnsatisfiedError("the call succeeded, but the two addresses do not show the same pages")
     return "page tables move, both addresses show the pages"
 
 

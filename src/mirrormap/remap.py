@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
+from collections.abc import Generator
 from typing import Final, NoReturn, SupportsIndex
 
 from mirrormap import kernel, placement
@@ -15,7 +17,7 @@ from mirrormap.placement import Run
 from mirrormap.procmaps import AddressSpace
 from mirrormap.units import round_up
 
-__all__ = ["MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "mremap"]
+__all__ = ["MREMAP_DONTUNMAP", "MREMAP_FIXED", "MREMAP_MAYMOVE", "MREMAP_MIRROR", "mremap", "page_moved"]
 
 MREMAP_MAYMOVE: Final = kernel.MREMAP_MAYMOVE
 MREMAP_FIXED: Final = kernel.MREMAP_FIXED
@@ -209,3 +211,20 @@ def _move_huge(source: int, old_nbytes: int, new_nbytes: int, flags: int, target
     address = _hand_over(region, [run], target if flags & MREMAP_FIXED else 0)
     kernel.munmap(source, old_nbytes)
     return address
+
+
+@contextlib.contextmanager
+def page_moved() -> Generator[tuple[int, int]]:
+    """A shared page of its own whose page table was moved: where it was, and where it is too.
+
+    mremap(MAYMOVE|DONTUNMAP) without MREMAP_FIXED: one that is refused has unmapped its target by then, and
+    another thread's mapping may be there before the hole is closed.
+    Raises: MapError EINVAL before Linux 5.13.
+    """
+    with mmap.mmap(-1, PAGE_NBYTES) as page, memoryview(page) as shown:
+        start, nbytes, _ = kernel.buffer_address(shown)
+        moved = kernel.mremap(start, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+        try:
+            yield start, moved
+        finally:
+            kernel.munmap(moved, nbytes)

@@ -48,12 +48,9 @@ def nbytes_present(address: int, nbytes: int) -> int:
     """Bytes of [address, address + nbytes), widened to whole pages, that have page-table entries."""
     start, end = _pages(address, nbytes)
     with procmaps.opened(_PAGEMAP) as fd:
-        try:
-            return kernel.pagemap_scan(fd, start, end)[0]
-        except OSError as error:
-            if error.errno not in procmaps.NO_IOCTL:
-                raise
-        return sum(int((part >> _PRESENT).sum()) for _, part in _read(fd, start, end)) * PAGE_NBYTES
+        if (scanned := _scanned(fd, start, end)) is not None:
+            return scanned[0]
+        return _count(fd, start, end)
 
 
 def nbytes_present_if_cheap(address: int, nbytes: int) -> int | None:
@@ -69,12 +66,9 @@ def nbytes_huge(address: int, nbytes: int) -> int:
     """How much of `nbytes_present` huge entries map; before Linux 6.7 by smaps, entry by entry of maps."""
     start, end = _pages(address, nbytes)
     with procmaps.opened(_PAGEMAP) as fd:
-        try:
-            return kernel.pagemap_scan(fd, start, end)[1]
-        except OSError as error:
-            if error.errno not in procmaps.NO_IOCTL:
-                raise
-    return min(nbytes_present(address, nbytes), _huge_by_smaps(start, end))
+        if (scanned := _scanned(fd, start, end)) is not None:
+            return scanned[1]
+        return min(_count(fd, start, end), _huge_by_smaps(start, end))
 
 
 def present_stretches(address: int, nbytes: int) -> list[tuple[int, int]]:
@@ -155,6 +149,20 @@ def stretches_read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
 def words(fd: int, first: int, count: int) -> NDArray[np.uint64]:
     """Entries of a table of eight bytes a page; fewer where it ends."""
     return np.frombuffer(os.pread(fd, count * 8, first * 8), np.uint64)
+
+
+def _scanned(fd: int, start: int, end: int) -> tuple[int, int] | None:
+    """Bytes present, and those of them that are huge; None where nothing scans."""
+    try:
+        return kernel.pagemap_scan(fd, start, end)
+    except OSError as error:
+        if error.errno not in procmaps.NO_IOCTL:
+            raise
+    return None
+
+
+def _count(fd: int, start: int, end: int) -> int:
+    return sum(int((part >> _PRESENT).sum()) for _, part in _read(fd, start, end)) * PAGE_NBYTES
 
 
 def _pages(address: int, nbytes: int) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import mmap
 import os
 import threading
 import warnings
@@ -31,6 +30,7 @@ from mirrormap.foreign import own_region
 from mirrormap.kernel import PAGE_NBYTES, Region
 from mirrormap.placement import Arrangement, Run
 from mirrormap.procmaps import AddressSpace
+from mirrormap.remap import page_moved
 from mirrormap.units import format_nbytes, round_down
 from mirrormap.views import array_over, check_dtype
 
@@ -282,19 +282,12 @@ def _pieces(found: _Range) -> list[tuple[int, int]]:
 
 @functools.cache
 def _refusal() -> str:
-    """Why this kernel (before Linux 5.13) moves no page tables of shared memory; "" if it does.
-
-    It is asked with a page of its own and without MREMAP_FIXED: one that is refused has unmapped its target
-    by then, and another thread's mapping may be there before the hole is closed.
-    """
-    with mmap.mmap(-1, PAGE_NBYTES) as page, memoryview(page) as shown:
-        start, nbytes, _ = kernel.buffer_address(shown)
-        try:
-            moved = kernel.mremap(start, nbytes, nbytes, kernel.MREMAP_MAYMOVE | kernel.MREMAP_DONTUNMAP)
-        except MapError as error:
-            return str(error) if error.errno == errno.EINVAL else ""
-        kernel.munmap(moved, nbytes)
-    return ""
+    """Why this kernel (before Linux 5.13) moves no page tables of shared memory; "" if it does."""
+    try:
+        with page_moved():
+            return ""
+    except MapError as error:
+        return str(error) if error.errno == errno.EINVAL else ""
 
 
 def _carry(target: Region, at: int, nbytes: int, source: Region, source_at: int) -> None:

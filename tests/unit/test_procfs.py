@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import re
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 import mirrormap as mm
 from mirrormap import kernel, pagetables, procfs, procmaps, residency
 from mirrormap.kernel import VmaInfo
-from support import PAGE
+from support import PAGE, refused
 
 HOLD = """
 import mmap, sys, mirrormap as mm
@@ -137,9 +136,6 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
 
 
 def test_the_ioctl_and_the_text_agree_on_a_live_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(fd: int) -> None:
-        raise OSError(errno.ENOTTY, "")
-
     with running() as child:
         asked = [VmaInfo._make(row) for row in procfs.entries(child.pid)]
         monkeypatch.setattr(kernel, "procmap_entries", refused)  # as before Linux 6.11
@@ -251,9 +247,6 @@ def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stretches_of_our_own_are_read_where_they_cannot_be_scanned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refused(*arguments: object) -> None:
-        raise OSError(errno.ENOTTY, "")
-
     with mm.Pages(64 * PAGE) as pages, pages.map(reserve=f"{4 << 30}") as view:
         view.array()[: 64 * PAGE : 4 * PAGE] = 1
         wanted = [(at * PAGE, PAGE) for at in range(0, 64, 4)]
@@ -282,9 +275,6 @@ def test_terabytes_that_are_only_reserved_are_not_read(monkeypatch: pytest.Monke
 
 
 def test_without_the_ioctls_the_records_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*arguments: object) -> None:
-        raise OSError(errno.ENOTTY, "")
-
     with running() as child:
         new = mm.mappings(child.pid)
         ring = mm.mirrors(child.pid)

@@ -69,10 +69,10 @@ PyObject *maps_stretches(PyObject *module, PyObject *args);
 Region *region_open(PyObject *self);
 PyObject *region_make(uintptr_t address, size_t window);
 bool region_holds(const Region *region, size_t offset, size_t nbytes);
-void region_mend(Region *region, size_t offset, size_t nbytes);
 bool region_refuse_shown(const Region *region, size_t start, size_t end);
 
-/* window.c: the methods that change what lies in the window. */
+/* window.c: what a failed MAP_FIXED or MREMAP_FIXED left; the methods that change what lies in the window. */
+void region_mend(Region *region, size_t offset, size_t nbytes);
 PyObject *region_reserve(PyObject *module, PyObject *const *args, Py_ssize_t given);
 PyObject *region_map(PyObject *module, PyObject *const *args, Py_ssize_t given);
 PyObject *region_place(PyObject *self, PyObject *const *args, Py_ssize_t given);
