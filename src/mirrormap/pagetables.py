@@ -31,7 +31,7 @@ __all__ = [
 
 _KPAGEFLAGS: Final = Path("/proc/kpageflags")
 _KSM: Final = Path("/sys/kernel/mm/ksm/pages_shared")
-_LONGEST_NBYTES: Final = 1 << 40
+_LONGEST_PRIVATE_NBYTES: Final = 1 << 40
 _STEP_PAGES: Final = 1 << 19  # between two steps of a walk signals are served, and progress is told
 
 Progress = Callable[[int], None]
@@ -66,16 +66,16 @@ def stretches_read(pid: int, found: Sequence[VmaTuple], progress: Progress) -> N
     """The same by reading /proc/PID/pagemap, eight bytes a page, where smaps says that there are pages.
 
     Returns: as `stretches`, but a page of zeros that nobody has written is one like others, and nothing
-        tells huge entries; None where this page table is not shown. Entries of more than a TiB, such as
-        a sanitizer's shadow, are left out: theirs would be gigabytes.
+        tells huge entries; None where this page table is not shown. Private entries of more than a
+        TiB, such as a sanitizer's shadow, are left out: theirs would be gigabytes.
     """
     steps: list[NDArray[np.uint64]] = [np.empty((0, 3), np.uint64)]
     nbytes = 0
     with procfs.looking_at(pid), contextlib.suppress(PermissionError), procfs.opened(pid, "pagemap") as fd:
         # a reservation of terabytes would be gigabytes of zeros here
         empty = {told.vma.start for told in procfs.smaps(pid) if not told.rss + told.swap + told.huge}
-        for start, end in ((vma[0], vma[1]) for vma in found if vma[0] < procfs.USER_END):
-            left_out = start in empty or end - start > _LONGEST_NBYTES
+        for start, end, shared in ((vma[0], vma[1], vma[3]) for vma in found if vma[0] < procfs.USER_END):
+            left_out = start in empty or (not shared and end - start > _LONGEST_PRIVATE_NBYTES)
             for at in range(start, start if left_out else end, _STEP_PAGES * PAGE_NBYTES):
                 step = residency.stretches_read(fd, at, min(end, at + _STEP_PAGES * PAGE_NBYTES))
                 steps.append(step)
