@@ -81,6 +81,11 @@ def test_thread_sanitizer_would_see_one(tmp_path: Path, name: str, sound: str, b
     ],
 )
 def test_the_hammer_would_see_a_fault(tmp_path: Path, name: str, sound: str, broken: str, why: str) -> None:
-    done = run(built(tmp_path, "-Wno-error", broken=(name, sound, broken)), "300000")
-    assert done.returncode != 0
-    assert re.search(why, done.stderr), done.stderr
+    program, told = built(tmp_path, "-Wno-error", broken=(name, sound, broken)), ""
+    for _ in range(5):  # each run sees something; which of the checks is the first to is chance
+        done = run(program, "300000")
+        assert done.returncode != 0
+        told += done.stderr
+        if re.search(why, told):
+            break
+    assert re.search(why, told), told
