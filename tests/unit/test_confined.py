@@ -94,7 +94,7 @@ assert "CAP_CHECKPOINT_RESTORE" in cures["follow /proc/self/map_files"], cures
 def test_no_dev_shm_and_a_read_only_root() -> None:
     shell = (
         "umount -l /dev/shm 2>/dev/null; mount -t tmpfs -o ro,size=4k none /dev/shm && "
-        "mount --bind -o ro / /mnt && mount -o remount,ro,bind / && for d in /tmp /var/tmp /usr/tmp; do "
+        "mount -o remount,ro,bind / && for d in /tmp /var/tmp /usr/tmp; do "
         '[ -d $d ] && mount --bind $d $d && mount -o remount,ro,bind $d; done; exec "$@"'
     )
     prefix = under("unshare", "-m", "sh", "-c", shell, "sh")
