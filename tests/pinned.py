@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mirrormap as mm
-from support import address_of
+from support import PAGE, address_of
 
 
 class Looks:
@@ -18,7 +18,7 @@ class Looks:
         rng = random.Random(seed)
         self.heap, self.values, self.entries = heap, heap.map(), entries()
         self.refs: dict[int, mm.Ref] = {}
-        data = {at: rng.randbytes(rng.randrange(64, 1500)) for at in range(count)}
+        data = {at: rng.randbytes(rng.randrange(PAGE // 64, PAGE * 3 // 8)) for at in range(count)}
         made: dict[int, Any] = {}
         for at in range(count):
             if owned:

@@ -40,7 +40,8 @@ class Growable(Closing):
             place; beyond it the rows are shown at a new address, and arrays taken before go on
             showing the same pages.
         page_size: as in Pages; not for files. None: ordinary pages, and from 16 MiB on transparent huge
-            ones where they can be had, taken up to an eighth (32 MiB at most) ahead of the rows.
+            ones (of no more than 16 MiB) where they can be had, taken up to an eighth (32 MiB at most)
+            ahead of the rows.
         path: a file to keep the rows in, created with mode 0600. One that is there must hold rows of
             this dtype and shape, and is appended to. See `Growable.open`.
 

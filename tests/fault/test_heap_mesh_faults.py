@@ -11,6 +11,7 @@ import pytest
 import mirrormap as mm
 from faults import arm, disarm, fault_hits, needs_faults
 from pinned import Looks, entries
+from support import PAGE
 
 pytestmark = needs_faults
 
@@ -19,7 +20,7 @@ class Scene:
     """Few of many objects and values, under views, some of their pages meshed already."""
 
     def __init__(self) -> None:
-        self.heap = mm.Heap("16MiB", collector="manual")
+        self.heap = mm.Heap(PAGE << 12, collector="manual")
         self.entries = entries()
         self.looks = [Looks(self.heap, owned, 1200, 8, seed) for seed in (1, 2) for owned in (False, True)]
         self.heap._mesh_most(60)
@@ -133,7 +134,7 @@ def test_whatever_fails_views_show_what_they_did(scene: Scene, act: str, call: s
 @pytest.mark.parametrize("nth", [2, 3, 6])
 def test_pages_that_were_to_move_together_are_where_they_can_stay(nth: int) -> None:
     """One mapping is refused among those of pages that share a frame and go to another."""
-    with mm.Heap("64MiB", collector="manual") as heap:
+    with mm.Heap(PAGE << 14, collector="manual") as heap:
         looks = Looks(heap, False, 24_000, keep=3)
         heap.collect()
         for at in sorted(looks.views)[::3] + sorted(looks.views)[1::3]:

@@ -20,7 +20,7 @@ HEADER = 16
 
 @pytest.fixture
 def heap() -> Iterator[mm.Heap]:
-    with mm.Heap("64MiB", collector="manual") as made:
+    with mm.Heap(PAGE << 14, collector="manual") as made:
         yield made
         made.verify()
 

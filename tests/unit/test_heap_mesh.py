@@ -14,12 +14,12 @@ import pytest
 import mirrormap as mm
 from mirrormap import procmaps
 from pinned import Looks, entries
-from support import PATIENCE_S, address_of, forked, phase_of
+from support import PAGE, PATIENCE_S, address_of, forked, phase_of
 
 
 @pytest.fixture
 def heap() -> Iterator[mm.Heap]:
-    with mm.Heap("64MiB", collector="manual") as made:
+    with mm.Heap(PAGE << 14, collector="manual") as made:
         yield made
 
 
@@ -51,7 +51,7 @@ def test_frames_that_are_shared_become_fewer_as_they_empty(owned: bool) -> None:
     """What is meshed again and again comes to little more than what is meshed once, when most of it has gone."""
     committed = {}
     for often in (False, True):
-        with mm.Heap("64MiB", collector="manual") as heap:
+        with mm.Heap(PAGE << 14, collector="manual") as heap:
             looks = Looks(heap, owned, keep=3)
             for keep in (3, 6, 12, 24):
                 for at in random.Random(keep).sample(sorted(looks.views), len(looks.views) - 8000 // keep):
@@ -192,7 +192,7 @@ def test_who_writes_has_frames_of_its_own(heap: mm.Heap) -> None:
 
 
 def test_no_room_to_write_is_a_memory_error() -> None:
-    with mm.Heap("4MiB", collector="manual") as heap:
+    with mm.Heap(PAGE << 10, collector="manual") as heap:
         looks = Looks(heap, False, 1500)
         heap.collect()
         heap._allow(0)
@@ -305,7 +305,7 @@ def test_an_image_of_meshed_objects(heap: mm.Heap) -> None:
 
 def test_closing_while_pages_share_frames() -> None:
     before = entries()
-    heap = mm.Heap("16MiB", collector="manual")
+    heap = mm.Heap(PAGE << 12, collector="manual")
     looks = Looks(heap, False, 2000)
     heap.collect()
     assert heap.stats().mappings
@@ -320,7 +320,7 @@ def test_closing_while_pages_share_frames() -> None:
 
 @pytest.mark.parametrize("owned", [False, True])
 def test_nobody_need_ask(owned: bool) -> None:
-    with mm.Heap("64MiB") as heap:
+    with mm.Heap(PAGE << 14) as heap:
         looks = Looks(heap, owned)
         end = time.monotonic() + PATIENCE_S
         while heap.stats().committed > 2 * heap.stats().live + (1 << 19):

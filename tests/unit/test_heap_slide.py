@@ -10,7 +10,9 @@ import pytest
 
 import mirrormap as mm
 from mirrormap import cgroups
-from support import phase_of
+from support import PAGE, phase_of
+
+BLOCK = 1 << 18
 
 
 @pytest.fixture(params=[True, False], ids=["asked for", "no room"])
@@ -88,10 +90,14 @@ def test_old_references_find_what_slid_and_new_ones_lead_to_where_it_is(heap: mm
 def test_memory_goes_back_without_any_being_asked_for(heap: mm.Heap, always: bool) -> None:
     rng = random.Random(1)
     kept = {at: heap.put(at.to_bytes(2, "little") * 150) for at in range(20_000)}
+    blocks = heap.stats().live // BLOCK + 1
     for at in rng.sample(sorted(kept), 17_000):
         del kept[at]
     assert collected(heap, always) > 1000 or not always
-    assert heap.stats().committed <= 1.1 * heap.stats().live
+    stats = heap.stats()
+    assert stats.committed <= max(
+        1.1 * stats.live, stats.live + blocks * PAGE
+    )  # a page or less of each is in part free
     assert all(bytes(ref) == at.to_bytes(2, "little") * 150 for at, ref in kept.items())
 
 
@@ -137,7 +143,7 @@ def test_a_view_taken_on_the_way(heap: mm.Heap, always: bool, steps: int) -> Non
 def test_records_slide(heap: mm.Heap, always: bool) -> None:
     node: Any = heap.record("Node", key="i8", after=mm.Ref)
     heap.roots["first"] = last = node(0)
-    for key in range(1, 4000):
+    for key in range(1, PAGE):  # some of them in blocks that have no pages left over
         after = node(key)
         if key % 4 == 0:
             last.after = after
@@ -148,4 +154,4 @@ def test_records_slide(heap: mm.Heap, always: bool) -> None:
     while here is not None:
         keys.append(here.key)
         here = here.after
-    assert keys == list(range(0, 4000, 4))
+    assert keys == list(range(0, PAGE, 4))

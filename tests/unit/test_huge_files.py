@@ -90,6 +90,7 @@ def test_an_array_below_a_huge_page_has_its_pages_when_it_is_made(make: Any, nby
 
 
 @needs_them
+@pytest.mark.skipif(PMD > 16 * MIB, reason="a growing array takes no huge pages of more than 16 MiB unasked")
 def test_a_growing_array_takes_huge_pages_once_there_is_much_of_it() -> None:
     with mm.Growable("u1") as grown:
         grown.extend(np.full(MIB, 7, "u1"))

@@ -412,7 +412,7 @@ def snapshots(draw: st.DrawFn) -> list[Snapshot]:
             entries.append(
                 VmaInfo(
                     at * PAGE, (at + count) * PAGE, draw(st.sampled_from([1, 3])), draw(st.integers(0, 4)) > 0, PAGE,
-                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 50)])) * PAGE, min(inode, 1), inode, "/memfd:x",
+                    draw(st.sampled_from([0, 1, 2, 3, 7, (1 << 62) // PAGE])) * PAGE, min(inode, 1), inode, "/memfd:x",
                 )
             )  # fmt: skip
             at += count

@@ -10,7 +10,7 @@ from pathlib import Path
 import mirrormap as mm
 from hammer import build
 from pinned import Looks
-from support import PATIENCE_S
+from support import PAGE, PATIENCE_S
 
 
 class Watch:
@@ -50,7 +50,7 @@ class Watch:
 
 def test_reading_while_pages_come_together_and_part(tmp_path: Path) -> None:
     library = build(tmp_path, "watch", [], "-shared", "-fPIC")
-    with mm.Heap("64MiB", collector="manual") as heap:
+    with mm.Heap(PAGE << 14, collector="manual") as heap:
         looks = Looks(heap, False, 6000, 8)
         values = Looks(heap, True, 6000, 8)
         watches = [Watch(library, each) for each in (looks, values)]
