@@ -377,7 +377,7 @@ def forged(**changes: Any) -> bytes:
         {"text": b'{"a": 1}'}, {"text": b'["<i4", [0]]'}, {"text": b'["<i4", [-1]]'}, {"text": b"\xff"},
         {"text": b'["<i4", [1]]' * 9}, {"text": b"[" * 3000}, {"text": b'["nonsense", []]'}, {"text": b"5"},
         {"nbytes": 0}, {"nbytes": PAGE + 4}, {"nbytes": 1 << 62}, {"nbytes": 2 * PAGE}, {"item_nbytes": 0},
-        {"item_nbytes": 8}, {"offset": 0}, {"offset": PAGE}, {"offset": CONTROL_NBYTES + 1}, {"overwrite": 2},
+        {"item_nbytes": 8}, {"offset": 0}, {"offset": 2 * CONTROL_NBYTES}, {"offset": CONTROL_NBYTES + 1}, {"overwrite": 2},
     ],
     ids=str,
 )  # fmt: skip

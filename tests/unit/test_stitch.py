@@ -79,14 +79,14 @@ def test_huge_pages_side_by_side(huge: int) -> None:
     small = mm.zeros(PAGE, "u1")
     assert mm.stitch([one, small])[huge] == 0
     with pytest.raises(
-        ValueError, match="part 1 has pages of 2,097,152 bytes and would start 4,096 into one"
+        ValueError, match=f"part 1 has pages of {huge:,} bytes and would start {PAGE:,} into one"
     ):
         mm.stitch([small, one])
 
 
 def test_refusals_name_the_part_and_the_bytes() -> None:
     a, b = mm.zeros(2 * PAGE, "u1"), mm.zeros(PAGE, "u1")
-    with pytest.raises(ValueError, match=r"part 0 ends 10 bytes into a page of 4,096.*copy=True"):
+    with pytest.raises(ValueError, match=rf"part 0 ends 10 bytes into a page of {PAGE:,}.*copy=True"):
         mm.stitch([a[: PAGE + 10], b])
     with pytest.raises(ValueError, match="part 2 starts 7 bytes into"):
         mm.stitch([a, b, a[7:]])
