@@ -33,6 +33,7 @@ _STEP_PAGES: Final = 1 << 15
 _PRESENT: Final = np.uint64(63)  # bits of an entry, by number
 _SWAPPED: Final = np.uint64(62)
 _OF_OBJECT: Final = np.uint64(61)
+_GUARD: Final = np.uint64(58)  # of MADV_GUARD_INSTALL, beside 62, although nothing was swapped
 _FRAME: Final = np.uint64((1 << 55) - 1)
 _ONE: Final = np.uint64(1)
 _SORTS: Final = {
@@ -119,7 +120,9 @@ def private_ranges(address: int, nbytes: int) -> list[tuple[int, int]]:
     try:
         with procmaps.opened(_PAGEMAP) as fd:
             for start, part in _read(fd, address, address + nbytes):
-                written = (part >> _SWAPPED != 0) & (part >> _OF_OBJECT & _ONE == 0)
+                written = (
+                    (part >> _SWAPPED != 0) & (part >> _OF_OBJECT & _ONE == 0) & (part >> _GUARD & _ONE == 0)
+                )
                 edges = np.flatnonzero(np.diff(written, prepend=False, append=False)) * PAGE_NBYTES
                 edges += start - address
                 found += zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
@@ -137,6 +140,7 @@ def stretches_read(fd: int, start: int, end: int) -> NDArray[np.uint64]:
     sorts = np.zeros(len(told), np.uint64)
     for bit, sort in _SORTS.items():
         sorts |= (told >> bit & _ONE) * np.uint64(sort)
+    sorts[told >> _GUARD & _ONE != 0] = 0
     edges = np.concatenate((np.zeros(1, np.intp), np.flatnonzero(np.diff(sorts)) + 1, [len(sorts)]))
     rows = np.empty((len(edges) - 1, 3), np.uint64)
     rows[:, 0] = start + edges[:-1] * PAGE_NBYTES

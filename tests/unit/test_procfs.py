@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import re
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 import mirrormap as mm
 from mirrormap import kernel, pagetables, procfs, procmaps, residency
 from mirrormap.kernel import VmaInfo
-from support import PAGE, refused
+from support import PAGE, address_of, refused
 
 HOLD = """
 import mmap, sys, mirrormap as mm
@@ -175,6 +176,24 @@ def test_psutil_and_pmap_see_the_same_process() -> None:
             assert int(kib) << 10 == vma.nbytes
             assert not vma.shared or int(rss_kib) << 10 == vma.resident
     assert len(rows) >= len(found)
+
+
+def test_a_guard_is_nothing_that_was_swapped() -> None:
+    """Newer C libraries put one below the stack of every thread."""
+    with mmap.mmap(-1, 8 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+        own[0] = 1
+        start = address_of(own)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.madvise(ctypes.c_void_p(start + 2 * PAGE), ctypes.c_size_t(3 * PAGE), 102):
+            pytest.skip("this kernel has no guards (MADV_GUARD_INSTALL, Linux 6.13)")
+        (vma,) = [vma for vma in mm.mappings() if vma.start <= start < vma.end]
+        assert vma.swapped == 0
+        with procmaps.opened("/proc/self/pagemap") as fd:
+            rows = residency.stretches_read(fd, start, start + 8 * PAGE)
+        assert rows[:, 0].tolist() == [start]
+        assert [(first, nbytes) for first, nbytes in residency.present_stretches(start, 8 * PAGE)] == [
+            (0, PAGE)
+        ]
 
 
 def test_residency_by_the_page_table_and_by_smaps_agree() -> None:

@@ -140,6 +140,24 @@ PyObject *maps_scan(PyObject *module, PyObject *args)
     return Py_BuildValue("(KK)", (unsigned long long)present, (unsigned long long)huge);
 }
 
+/* The kernel calls every entry swapped that is neither empty nor a page, so too a guard of MADV_GUARD_INSTALL, such as
+ * glibc puts below the stack of a thread. Kernels younger than that advice tell guards apart. */
+static int step(int fd, struct mm_walk *walk, struct mm_stretch *found, size_t room, size_t *count)
+{
+    walk->told |= MM_PAGE_GUARD;
+    int error = mm_sys_scan(fd, walk, found, room, count);
+    if (error == EINVAL) {
+        walk->told &= ~(uint64_t)MM_PAGE_GUARD;
+        return mm_sys_scan(fd, walk, found, room, count);
+    }
+    size_t kept = 0;
+    for (size_t index = 0; error == 0 && index < *count; index++)
+        if (!(found[index].sort & MM_PAGE_GUARD))
+            found[kept++] = found[index];
+    *count = kept;
+    return error;
+}
+
 /* stretches(fd, start, end, pages) -> (bytes of struct mm_stretch, where to go on); one step */
 PyObject *maps_stretches(PyObject *module, PyObject *args)
 {
@@ -157,7 +175,7 @@ PyObject *maps_stretches(PyObject *module, PyObject *args)
         start, end, pages, MM_PAGE_PRESENT | MM_PAGE_SWAPPED,
         MM_PAGE_FILE | MM_PAGE_PRESENT | MM_PAGE_SWAPPED | MM_PAGE_ZERO | MM_PAGE_HUGE,
     };
-    WAITING(error, mm_sys_scan(fd, &walk, found, ROOM, &count));
+    WAITING(error, step(fd, &walk, found, ROOM, &count));
     PyObject *result = NULL;
     if (error == 0)
         result = Py_BuildValue("(y#K)", (const char *)found, (Py_ssize_t)(count * sizeof *found),

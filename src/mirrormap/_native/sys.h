@@ -48,7 +48,10 @@ struct mm_stretch {
     uint64_t start, end;       /* bytes, half open */
     uint64_t sort;             /* MM_PAGE_* */
 };
-enum { MM_PAGE_FILE = 4, MM_PAGE_PRESENT = 8, MM_PAGE_SWAPPED = 16, MM_PAGE_ZERO = 32, MM_PAGE_HUGE = 64 };
+enum {
+    MM_PAGE_FILE = 4, MM_PAGE_PRESENT = 8, MM_PAGE_SWAPPED = 16, MM_PAGE_ZERO = 32, MM_PAGE_HUGE = 64,
+    MM_PAGE_GUARD = 256,
+};
 
 /* How far a walk over a page table has come, and what it looks for. */
 struct mm_walk {
