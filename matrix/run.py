@@ -141,7 +141,12 @@ def boot(
     with tempfile.TemporaryDirectory() as scratch:
         work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
         huge = "" if cell.arch == "s390x" else "hugepages=" + ("8" if cell.pages == "16k" else "64")
-        outcome = guest.boot(kernel, root, cell.arch, work, command, append=huge, watch=watch)
+        memory = (
+            6144 if cell.pages == "64k" else 3072
+        )  # tests make mappings by the ten thousand, of a page each
+        outcome = guest.boot(
+            kernel, root, cell.arch, work, command, memory_mib=memory, append=huge, watch=watch
+        )
     (RESULTS / f"{cell.name}.log").write_text(outcome.output)
     result: dict[str, Any] = {"cell": cell.name, "seconds": round(outcome.seconds), "runs": {}}
     routes = part(outcome.output, "ROUTES")
