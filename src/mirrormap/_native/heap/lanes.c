@@ -10,14 +10,16 @@ static struct mm_lane *lane_of(struct mm_heap *heap, const struct mm_block *bloc
     return &heap->lanes[block->kind - MM_OWNED];
 }
 
-/* In whole pages, so that a block without garbage is full whatever the page size. */
+/* What the last page has behind everything that was put is nobody's waste: a block without garbage is full whatever
+ * the page size. */
 static unsigned bucket_of(const struct mm_heap *heap, const struct mm_block *block)
 {
     if (block->meshed)
         return MM_LOOSE;
     uint64_t page = (uint64_t)1 << heap->page_shift, held = mm_block_held(heap, block);
-    uint64_t live = (block->live + page - 1) & ~(page - 1);
-    return live < held ? (unsigned)(live * MM_FULLEST / held) : MM_FULLEST;
+    if (block->used > 0 && (block->held >> ((block->used - 1) >> heap->page_shift) & 1) != 0)
+        held -= -(uint64_t)block->used & (page - 1);
+    return block->live < held ? (unsigned)((uint64_t)block->live * MM_FULLEST / held) : MM_FULLEST;
 }
 
 void mm_link(struct mm_heap *heap, uint32_t index)
