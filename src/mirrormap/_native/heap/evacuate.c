@@ -209,6 +209,12 @@ void mm_settle(struct mm_heap *heap, uint64_t offset)
 
 /* --- pages between what lives ---------------------------------------------------------------- */
 
+/* Does what lives in a block need fewer pages than it holds? */
+static bool would_shrink(const struct mm_heap *heap, const struct mm_block *block)
+{
+    return block->meshed || block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block);
+}
+
 static void punch_holes(struct mm_heap *heap, uint32_t index)
 {
     struct mm_block *block = &heap->blocks[index];
@@ -236,8 +242,7 @@ bool mm_punch_holes(struct mm_heap *heap, struct mm_budget *budget)
         if (block->kind == MM_HOST) {
             mm_free_block(heap, index);        /* what could not be given back before */
             about = 1000;
-        } else if (mm_is_lane(block)
-                   && (block->meshed || block->live + (1ull << heap->page_shift) <= mm_block_held(heap, block))) {
+        } else if (mm_is_lane(block) && would_shrink(heap, block)) {
             punch_holes(heap, index);
             about = 50000;
         }
@@ -284,6 +289,10 @@ uint64_t mm_pace(struct mm_heap *heap, uint64_t most)
         if (index == 0)
             break;
         const struct mm_block *block = &heap->blocks[index];
+        if (heap->pacing.in_place && !would_shrink(heap, block)) {
+            mm_set_aside(heap, index);
+            continue;
+        }
         mm_holes_withdraw(heap, index);
         for (size_t granule = mm_next_start(block->starts, 0); granule < MM_BLOCK / MM_GRANULE && moved < most;
              granule = mm_next_start(block->starts, granule + 1)) {

@@ -292,12 +292,12 @@ uint64_t mm_pages(const struct mm_heap *heap, uint32_t start, uint32_t end);
 void mm_link(struct mm_heap *heap, uint32_t index);
 void mm_unlink(struct mm_heap *heap, uint32_t index);
 void mm_relink(struct mm_heap *heap, uint32_t index);
+void mm_set_aside(struct mm_heap *heap, uint32_t index); /* it counts as full until more dies in it */
 /* Done filling: what was committed behind the last object goes back. */
 void mm_close_block(struct mm_heap *heap, uint32_t index);
 /* Room for an object in the open block of a lane; `evacuating`: in the other one, from the reserve. */
 uint64_t mm_bump(struct mm_heap *heap, enum mm_kind kind, bool evacuating, uint64_t nbytes, int *error);
-/* A new object, its references none, its data and shape whatever lay there (a record's are zero);
- * 0: `error` says why. */
+/* A new object without references, data and shape as they lay there (a record's are zero); 0: `error` says why. */
 uint64_t mm_allocate(struct mm_heap *heap, bool owned, const struct mm_shape *shape, int *error);
 /* A container's value is no more. */
 void mm_release(struct mm_heap *heap, uint64_t offset);

@@ -22,12 +22,9 @@ static unsigned bucket_of(const struct mm_heap *heap, const struct mm_block *blo
     return block->live < held ? (unsigned)((uint64_t)block->live * MM_FULLEST / held) : MM_FULLEST;
 }
 
-void mm_link(struct mm_heap *heap, uint32_t index)
+static void link_into(struct mm_heap *heap, uint32_t index, unsigned bucket)
 {
     struct mm_block *block = &heap->blocks[index];
-    if (!mm_is_lane(block) || block->open || block->pins != 0 || block->linked != 0)
-        return;
-    unsigned bucket = bucket_of(heap, block);
     uint32_t *head = &lane_of(heap, block)->buckets[bucket];
     block->linked = (uint8_t)(bucket + 1);
     block->previous = 0;
@@ -35,6 +32,19 @@ void mm_link(struct mm_heap *heap, uint32_t index)
     if (block->next != 0)
         heap->blocks[block->next].previous = index;
     *head = index;
+}
+
+void mm_link(struct mm_heap *heap, uint32_t index)
+{
+    const struct mm_block *block = &heap->blocks[index];
+    if (mm_is_lane(block) && !block->open && block->pins == 0 && block->linked == 0)
+        link_into(heap, index, bucket_of(heap, block));
+}
+
+void mm_set_aside(struct mm_heap *heap, uint32_t index)
+{
+    mm_unlink(heap, index);
+    link_into(heap, index, MM_FULLEST);
 }
 
 void mm_unlink(struct mm_heap *heap, uint32_t index)
