@@ -41,7 +41,9 @@ def rows(results: dict[str, dict[str, Any]]) -> list[str]:
     for cell in CELLS:
         if (known := results.get(cell.name)) is None:
             continue
-        huge = min(map(int, known["routes"].get("huge_pools", {})), default=0)
+        pools = known["routes"].get("huge_pools", {})
+        # of the sizes there are, the one that was reserved is the default
+        huge = min((int(nbytes) for nbytes in pools if pools[nbytes]), default=0)
         shared = [
             known["kernel"], cell.arch, f"{size(known['routes']['page_size'])}, {size(huge) if huge else 'none'}",
             known["python"], known["qemu"], known["date"], f"{known['effort']:g}",
