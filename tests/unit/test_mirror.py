@@ -47,7 +47,7 @@ def block() -> Iterator[shared_memory.SharedMemory]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "data"
-    file.write_bytes(bytes(range(256)) * 200)
+    file.write_bytes(bytes(range(256)) * (25 * PAGE // 512))  # twelve pages and a half
     return file
 
 

@@ -137,6 +137,7 @@ def test_a_channel_draws_every_view_of_its_pages_and_a_growable_its_last_row() -
     assert "closed" in "".join(drawn(channel).itertext())
     with mm.Growable("f8", reserve="1MiB") as rows:
         rows.extend(np.zeros(3 * PAGE // 8))
+        assert not rows.array.any()  # many are written before they are mapped
         picture = drawn(rows)
         assert f"row {3 * PAGE // 8:,}" in texts(picture)
         assert len(residents(picture)) == 1
