@@ -356,13 +356,14 @@ def damage_headers(rng: random.Random, path: Path, rounds: int, *, overwrite: bo
         opened(path)
 
 
+DATA_AT = -(-CONTROL_NBYTES // PAGE) * PAGE  # whole pages of control
 HEAD = struct.Struct("<8sIIQQQII")
 
 
 def forged(**changes: Any) -> bytes:
     """A header with the right checksum over the wrong things."""
     fields = {
-        "offset": CONTROL_NBYTES, "nbytes": PAGE, "item_nbytes": 4, "overwrite": 1, "text": b'["<i4", []]',
+        "offset": DATA_AT, "nbytes": PAGE, "item_nbytes": 4, "overwrite": 1, "text": b'["<i4", []]',
     } | changes  # fmt: skip
     text = fields.pop("text")
     body = (*fields.values(), len(text))
@@ -377,16 +378,16 @@ def forged(**changes: Any) -> bytes:
         {"text": b'{"a": 1}'}, {"text": b'["<i4", [0]]'}, {"text": b'["<i4", [-1]]'}, {"text": b"\xff"},
         {"text": b'["<i4", [1]]' * 9}, {"text": b"[" * 3000}, {"text": b'["nonsense", []]'}, {"text": b"5"},
         {"nbytes": 0}, {"nbytes": PAGE + 4}, {"nbytes": 1 << 62}, {"nbytes": 2 * PAGE}, {"item_nbytes": 0},
-        {"item_nbytes": 8}, {"offset": 0}, {"offset": 2 * CONTROL_NBYTES}, {"offset": CONTROL_NBYTES + 1}, {"overwrite": 2},
+        {"item_nbytes": 8}, {"offset": 0}, {"offset": 2 * DATA_AT}, {"offset": DATA_AT + 1}, {"overwrite": 2},
     ],
     ids=str,
 )  # fmt: skip
 def test_forged_headers_are_named(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "ring"
-    path.write_bytes(forged(**changes).ljust(CONTROL_NBYTES + PAGE, b"\0"))
+    path.write_bytes(forged(**changes).ljust(DATA_AT + PAGE, b"\0"))
     with pytest.raises(mm.CorruptError):
         mm.Ring.open(path)
-    path.write_bytes(forged().ljust(CONTROL_NBYTES + PAGE, b"\0"))
+    path.write_bytes(forged().ljust(DATA_AT + PAGE, b"\0"))
     mm.Ring.open(path).close()
 
 
