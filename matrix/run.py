@@ -141,9 +141,8 @@ def boot(
     with tempfile.TemporaryDirectory() as scratch:
         work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
         huge = "" if cell.arch == "s390x" else "hugepages=" + ("8" if cell.pages == "16k" else "64")
-        memory = (
-            6144 if cell.pages == "64k" else 3072
-        )  # tests make mappings by the ten thousand, of a page each
+        # tests make mappings by the ten thousand, of a page each
+        memory = 6144 if cell.pages == "64k" else 3072
         outcome = guest.boot(
             kernel, root, cell.arch, work, command, memory_mib=memory, append=huge, watch=watch
         )

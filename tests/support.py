@@ -34,6 +34,7 @@ from mirrormap import _core, kernel
 from mirrormap.heap.reports import PHASES
 
 PAGE = mmap.PAGESIZE
+BLOCK = 1 << 18  # of a heap, bytes
 GUEST = "MIRRORMAP_GUEST" in os.environ  # one of make matrix, whose settings are nobody else's
 # of rounds whose number is a matter of patience: less than 1 in guests, whose processor is emulated
 EFFORT = float(os.environ.get("MIRRORMAP_EFFORT", "1"))

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from support import PAGE, address_of
-
-BLOCK = 1 << 18
+from support import BLOCK, PAGE, address_of
 
 
 @pytest.fixture(params=["manual", "incremental", "background"])

@@ -12,9 +12,8 @@ import pytest
 
 import mirrormap as mm
 from pinned import Looks
-from support import PAGE, address_of, phase_of
+from support import BLOCK, PAGE, address_of, phase_of
 
-BLOCK = 1 << 18
 HEADER = 16
 
 

@@ -191,9 +191,7 @@ def test_a_guard_is_nothing_that_was_swapped() -> None:
         with procmaps.opened("/proc/self/pagemap") as fd:
             rows = residency.stretches_read(fd, start, start + 8 * PAGE)
         assert rows[:, 0].tolist() == [start]
-        assert [(first, nbytes) for first, nbytes in residency.present_stretches(start, 8 * PAGE)] == [
-            (0, PAGE)
-        ]
+        assert residency.present_stretches(start, 8 * PAGE) == [(0, PAGE)]
 
 
 def test_residency_by_the_page_table_and_by_smaps_agree() -> None:
