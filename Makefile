@@ -167,7 +167,7 @@ bench-channel: $(VENV)/.installed $(VENV)/.group-messages ## run the channel aga
 	$(BIN)/python bench/messages.py $(BENCH_ARGS)
 
 matrix: $(VENV)/.installed ## run the tests under other kernels, page sizes and processors, in QEMU (root, on Debian)
-	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) EFFORT=$(EFFORT) $(BIN)/python matrix/run.py
+	KERNEL=$(KERNEL) PAGES=$(PAGES) PYTHON=$(filter 3.%,$(PYTHON)) EFFORT=$(EFFORT) AS=$(AS) $(BIN)/python matrix/run.py
 
 others: $(VENV)/.installed $(VENV)/.group-test ## run other people's tests: the kernel's selftests here and in QEMU, CPython's and NumPy's on our memory
 	KERNEL=$(KERNEL) $(BIN)/python matrix/others.py

@@ -26,7 +26,7 @@ each a least number). Every test runs but the two that measure processor time.
 
 
 def last() -> dict[str, dict[str, Any]]:
-    """What is known of each cell, by its name."""
+    """What is known of each cell, by its name and by who ran the tests."""
     return json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
 
@@ -41,16 +41,16 @@ def rows(results: dict[str, dict[str, Any]]) -> list[str]:
     for cell in CELLS:
         if (known := results.get(cell.name)) is None:
             continue
-        pools = known["routes"].get("huge_pools", {})
-        # of the sizes there are, the one that was reserved is the default
-        huge = min((int(nbytes) for nbytes in pools if pools[nbytes]), default=0)
-        shared = [
-            known["kernel"], cell.arch, f"{size(known['routes']['page_size'])}, {size(huge) if huge else 'none'}",
-            known["python"], known["qemu"], known["date"], f"{known['effort']:g}",
-        ]  # fmt: skip
-        for user, run in known["runs"].items():
-            counts = [str(run[what]) for what in ("passed", "failed", "skipped")]
-            lines.append(f"| {' | '.join([*shared, user, *counts, str(round(run['seconds'] / 60))])} |")
+        for user, run in known.items():
+            pools = run["routes"].get("huge_pools", {})
+            # of the sizes there are, the one that was reserved is the default
+            huge = min((int(nbytes) for nbytes in pools if pools[nbytes]), default=0)
+            figures = [
+                run["kernel"], cell.arch, f"{size(run['routes']['page_size'])}, {size(huge) if huge else 'none'}",
+                run["python"], run["qemu"], run["date"], f"{run['effort']:g}", user,
+                *(str(run[what]) for what in ("passed", "failed", "skipped")), str(round(run["seconds"] / 60)),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(figures)} |")
     return lines
 
 
@@ -63,7 +63,7 @@ def reasons(results: dict[str, dict[str, Any]], what: str) -> list[str]:
     """Every reason of a skip (or failure), where it was, and how often."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, known in results.items():
-        for user, run in known["runs"].items():
+        for user, run in known.items():
             said = run[what] if isinstance(run[what], dict) else dict.fromkeys(run[what], 1)
             for reason, count in said.items():
                 found[reason].append(f"{name} {user}{f' {count}' if count > 1 else ''}")
@@ -84,8 +84,12 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 
 def kept(result: dict[str, Any]) -> None:
-    """Remember a cell that ran to its end as root and as a user, and write the page anew."""
-    results = last() | {result["cell"]: {key: value for key, value in result.items() if key != "cell"}}
+    """Remember the runs of a cell that came to their end, beside those of others, and write the page anew."""
+    how = {key: value for key, value in result.items() if key not in ("cell", "runs", "seconds")}
+    how["routes"] = {name: result["routes"][name] for name in ("page_size", "huge_pools")}
+    results = last()
+    runs = results.get(result["cell"], {}) | {user: how | run for user, run in result["runs"].items()}
+    results[result["cell"]] = dict(sorted(runs.items()))
     names = [cell.name for cell in CELLS]
     ordered = {name: results[name] for name in names if name in results}
     KEPT.write_text(json.dumps(ordered, indent=1) + "\n")

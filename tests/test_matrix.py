@@ -64,10 +64,13 @@ def test_the_last_result_of_a_whole_cell_makes_the_page(run: ModuleType, tmp_pat
         "runs": {"root": counts | {"failures": []}},
     }
     record.kept(later)
-    record.kept({**result, "date": "2026-11-27"})
+    record.kept({**result, "date": "2026-11-27", "runs": {"root": counts}})
     page = record.PAGE.read_text()
-    line = "| 6.1.0-50 | amd64 | 4 KiB, 2 MiB | 3.11.2, 2.4.0 | 7.2.22 | 2026-11-27 | 0.1 | root | 1 | 2 | 1 | 2 |"
-    assert page.count(line) == 1
+    line = (
+        "| 6.1.0-50 | amd64 | 4 KiB, 2 MiB | 3.11.2, 2.4.0 | 7.2.22 | 2026-11-{} | 0.1 | {} | 1 | 2 | 1 | 2 |"
+    )
+    assert page.count(line.format(27, "root")) == 1, "the last of those as root"
+    assert page.count(line.format(26, "user")) == 1, "a user's run stays when root's was made anew"
     assert page.count(" | root | ") == 2
     assert page.index("5.10.0") < page.index("6.1.0-50"), "in the order of the cells"
     assert f"| no huge pages | {run.CELLS[0].name} root; {cell.name} root; {cell.name} user |" in page
