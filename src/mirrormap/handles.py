@@ -198,7 +198,7 @@ def handle(array: NDArray[Any]) -> Handle:
         for what is no ndarray, and for object dtypes; ValueError for an empty array.
     """
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"a handle is made of an ndarray, not of a {type(array).__name__}")
+        raise TypeError(f"a handle is made of an ndarray, not {type(array).__name__}")
     check_dtype(array.dtype)
     if not array.nbytes:
         raise ValueError("an empty array has no pages to hand over")

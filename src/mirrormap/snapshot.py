@@ -223,7 +223,7 @@ def snapshot(array: NDArray[Any], *, copy: bool | None = None) -> Snapshot:
     fork(): it looks for a process to kill.
     """
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"a snapshot is taken of an ndarray, not of a {type(array).__name__}")
+        raise TypeError(f"a snapshot is taken of an ndarray, not {type(array).__name__}")
     check_dtype(array.dtype)
     return Snapshot(array, copy)
 

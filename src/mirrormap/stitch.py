@@ -56,7 +56,7 @@ def _checked(parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
         raise ValueError("nothing to stitch: at least one array is needed")
     for index, part in enumerate(parts):
         if not isinstance(part, np.ndarray):
-            raise TypeError(f"part {index} is a {type(part).__name__}, not an ndarray")
+            raise TypeError(f"part {index} must be an ndarray, not {type(part).__name__}")
         if not part.ndim:
             raise ValueError(f"part {index} has no axis to be stitched along")
         if part.dtype != parts[0].dtype:

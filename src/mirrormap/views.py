@@ -89,7 +89,7 @@ def buffer_of(source: Any) -> memoryview:
         view = memoryview(source)
     except TypeError:
         raise TypeError(
-            f"a {type(source).__name__} has no buffer: pass a Mapping, an ndarray, mmap.mmap, "
+            f"{type(source).__name__!r} object has no buffer: pass a Mapping, an ndarray, mmap.mmap, "
             "SharedMemory or another buffer"
         ) from None
     if not view.c_contiguous:

@@ -118,7 +118,7 @@ def test_read_only_stays_read_only_down_to_the_descriptor() -> None:
 def test_refusals() -> None:
     with pytest.raises(mm.NotMirrorableError, match="share"):
         mm.handle(np.zeros(PAGE))
-    with pytest.raises(TypeError, match="not of a list"):
+    with pytest.raises(TypeError, match="not list"):
         mm.handle([1])  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         mm.handle(np.array([None] * 9))

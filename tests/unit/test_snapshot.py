@@ -211,7 +211,7 @@ def test_an_exception_inside_the_block_loses_nothing() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(TypeError, match="not of a list"):
+    with pytest.raises(TypeError, match="not list"):
         mm.snapshot([1])  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         mm.snapshot(np.array([None]))

@@ -102,7 +102,7 @@ def test_refusals_name_the_part_and_the_bytes() -> None:
         mm.stitch([np.zeros(())])
     with pytest.raises(ValueError, match="at least one"):
         mm.stitch([])
-    with pytest.raises(TypeError, match="part 0 is a list"):
+    with pytest.raises(TypeError, match="part 0 must be an ndarray, not list"):
         mm.stitch([[1, 2]])  # type: ignore[list-item]
     with pytest.raises(TypeError):
         mm.stitch([np.array([None])])
