@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import mirrormap as mm
-from support import PAGE, PATIENCE_S
+from support import PAGE, PATIENCE_S, scaled
 from together import ROUNDS, THREADS, often, together
 
 __all__ = ["often"]  # a fixture
@@ -166,7 +166,7 @@ def test_arrays_mirrored_stitched_frozen_and_handed_over() -> None:
             mine[:] = 255
             assert (frozen == number).all()
 
-    together(work, rounds=40)
+    together(work, rounds=scaled(40, 10))
 
 
 def test_arrays_of_an_installed_allocator_cross_threads() -> None:
@@ -200,4 +200,4 @@ def test_the_address_space_is_read_while_it_changes() -> None:
                 found = mm.mirrors()
                 assert found.processes[0].vmas > 10
 
-        together(work, rounds=30)
+        together(work, rounds=scaled(30, 10))
