@@ -67,7 +67,8 @@ def script(tests: str, effort: float, users: list[str]) -> str:
     for user in users:
         # in an unpacked root nobody has a name, and pytest would give both the same folder
         options = f"-q -p no:cacheprovider -m 'not timing' --timeout 900 --junitxml /tmp/{user}.xml"
-        options += f" --basetemp /tmp/of-{user}"
+        # faulthandler reads the frames of threads that run, and may crash there; pytest-timeout does not
+        options += f" --basetemp /tmp/of-{user} -o faulthandler_timeout=0"
         lines += [f"echo @@RUN {user}@@", f"{USERS[user]}python3 -m pytest {options} {tests}"]
         lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml", "echo; echo @@END@@"]
     return "\n".join(lines)
