@@ -92,7 +92,7 @@ class Ring(Attached, SelfClosing):
         geometry = Geometry(0, 0, kind, dims, bool(overwrite))
         if items < 1 or any(count < 1 for count in dims) or not geometry.item_nbytes:
             raise ValueError(
-                f"a ring needs at least one item of at least one byte, not {capacity} of {kind} in shape {dims}"
+                f"a ring needs at least one item of at least one byte, not {capacity} of {kind}, shape {dims}"
             )
         pages_of = page_kind(page_size)
         if items * geometry.item_nbytes > LIMIT_NBYTES >> 1:

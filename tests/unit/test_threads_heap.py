@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
-from support import PAGE, PATIENCE_S, succeeds
+from support import PAGE, PATIENCE_S, scaled, succeeds
 from together import ROUNDS, THREADS, often, together
 
 __all__ = ["often"]  # a fixture
@@ -196,7 +196,7 @@ def test_handles_snapshots_and_mremap() -> None:
             assert (still == number).all()
         assert mm.probe() is not None
 
-    together(work, rounds=30)
+    together(work, rounds=scaled(30, 5))
     handle.close()
 
 
