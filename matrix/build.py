@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ COMPILERS = {
     "s390x": ("s390x-linux-gnu", "s390x", "big"),
 }
 WHEELS = {"amd64": "x86_64", "arm64": "aarch64"}  # elsewhere NumPy is Debian's
+ONE_AT_A_TIME = threading.Lock()  # of two cells under one Python, the second waits for what the first unpacks
 PURE = ["pytest>=9", "hypothesis", "pytest-timeout>=2.3", "rich>=13"]
 
 
@@ -59,13 +61,21 @@ def extension(arch: str) -> Path | None:
     return folder / "objects" / "_core.abi3.so"
 
 
-def packages(python: str, arch: str) -> Path:
-    """What tests import, unpacked once for each Python; NumPy too where it comes as a wheel."""
+def packages(python: str, arch: str, suite: str) -> Path:
+    """What tests import, unpacked and compiled once for each Python; NumPy too where it comes as a wheel."""
     folder = CACHE / "packages" / f"{python}-{arch}"
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.part")  # a version has a suffix of its own
         shutil.rmtree(part, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--disable-pip-version-check",
+        ]
         pip += ["--target", part, "--only-binary", ":all:", "--python-version", python]
         run(*pip, "--platform", "any", *PURE)
         if arch in WHEELS:
@@ -75,6 +85,9 @@ def packages(python: str, arch: str) -> Path:
                 for word in ("--platform", f"manylinux{'' if tag == '2014' else '_'}{tag}_{WHEELS[arch]}")
             ]
             run(*pip, *platforms, "--no-deps", "numpy>=2")
+        for unused in [*part.glob("numpy/**/tests"), *part.glob("numpy/f2py"), part / "bin"]:
+            shutil.rmtree(unused, ignore_errors=True)
+        compile_folder(suite, part, "/t/site")
         part.rename(folder)
     return folder
 
@@ -82,18 +95,14 @@ def packages(python: str, arch: str) -> Path:
 def work(folder: Path, arch: str, suite: str, python: str, wheel_file: Path) -> Path:
     """A folder with site/, tests/ and the settings of pytest."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(packages(python, arch), folder / "site")
+    with ONE_AT_A_TIME:
+        unpacked = packages(python, arch, suite)
+    shutil.copytree(unpacked, folder / "site")
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(folder / "site")
     if built := extension(arch):
         shutil.copy(built, folder / "site" / "mirrormap" / "_core.abi3.so")
-    for unused in [
-        *folder.glob("site/numpy/**/tests"),
-        *folder.glob("site/numpy/f2py"),
-        folder / "site" / "bin",
-    ]:
-        shutil.rmtree(unused, ignore_errors=True)
-    compile_folder(suite, folder / "site", "/t/site")
+    compile_folder(suite, folder / "site" / "mirrormap", "/t/site/mirrormap")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     texts = sorted(path.name for path in ROOT.glob("*.md"))
     for name in ("pyproject.toml", "LICENSE", *texts, "src", "bench", "docs"):
