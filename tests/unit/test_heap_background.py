@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import mirrormap as mm
-from support import PATIENCE_S, succeeds
+from support import PATIENCE_S, scaled, succeeds
 from together import often, together
 
 
@@ -81,7 +81,7 @@ def test_allocation_pays() -> None:
     with mm.Heap("256MiB", collector="incremental") as heap:
         kept = [heap.put(bytes(1000)) for _ in range(10_000)]
         most = 0
-        for at in range(150_000):
+        for at in range(scaled(150_000, 50_000)):
             kept[at % 10_000] = heap.put(bytes(1000))
             if at % 100 == 0:
                 most = max(most, heap.stats().committed)
@@ -89,7 +89,7 @@ def test_allocation_pays() -> None:
         assert stats.collections > 5
         assert stats.pauses["allocation"].steps > 20
         assert set(stats.pauses) == {"allocation"}
-        assert most < 2 * 10_000 * 1016, "150 MB were allocated"
+        assert most < 2 * 10_000 * 1016, "50 MB were allocated, or 150"
         heap.verify()
         kept.clear()
 

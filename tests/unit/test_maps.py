@@ -25,7 +25,7 @@ import pytest
 import mirrormap as mm
 from mirrormap import ribbons
 from mirrormap.sameness import MirrorGroup, MirrorView
-from support import PAGE, PATIENCE_S
+from support import PAGE, PATIENCE_S, scaled
 from support import command as run
 
 MIB = 1 << 20
@@ -161,7 +161,7 @@ def test_one_that_ends_meanwhile_is_said_so_without_a_traceback() -> None:
     for pause in (0.0, 0.1, 0.2, 0.3):
         child = subprocess.Popen(["sleep", str(0.25 + pause)])
         try:
-            for _ in range(3):
+            for _ in range(scaled(3)):
                 done = run("maps", str(child.pid))
                 assert "Traceback" not in done.stderr
                 assert done.returncode == (1 if done.stderr else 0)

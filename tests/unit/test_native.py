@@ -14,7 +14,7 @@ import pytest
 import mirrormap as mm
 from mirrormap import kernel
 from mirrormap.kernel import Exporter, Region
-from support import PAGE, SANITIZED, is_mapped, read
+from support import PAGE, SANITIZED, is_mapped, read, scaled
 
 
 def window(count: int) -> Region:
@@ -135,7 +135,7 @@ def resident_kib() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE >> 10
 
 
-def test_ten_thousand_lives_cost_nothing() -> None:
+def test_thousands_of_lives_cost_nothing() -> None:
     def life() -> None:
         with mm.Pages(PAGE) as pages, pages.map() as view, view.mirror() as other:
             other.array()[0] = 1
@@ -148,7 +148,7 @@ def test_ten_thousand_lives_cost_nothing() -> None:
         life()
     gc.collect()
     before, references = resident_kib(), sys.getrefcount(Region)
-    for _ in range(10_000):
+    for _ in range(scaled(10_000, 3_000)):
         life()
     gc.collect()
     if not SANITIZED:  # AddressSanitizer keeps freed memory in quarantine

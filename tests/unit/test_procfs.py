@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import mirrormap as mm
 from mirrormap import kernel, pagetables, procfs, procmaps, residency
 from mirrormap.kernel import VmaInfo
-from support import PAGE, address_of, refused
+from support import PAGE, address_of, refused, scaled
 
 HOLD = """
 import mmap, sys, mirrormap as mm
@@ -348,7 +348,7 @@ def test_a_process_that_ends_while_it_is_read_is_an_error_that_says_so() -> None
 
 def test_whatever_the_moment_of_its_end_there_is_one_error() -> None:
     outcomes = set()
-    for pause in np.linspace(0, 0.03, 40):
+    for pause in np.linspace(0, 0.03, scaled(40, 15)):
         child = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
         time.sleep(pause)
         try:
