@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import threading
 import zipfile
 from pathlib import Path
 
@@ -20,7 +19,6 @@ COMPILERS = {
     "s390x": ("s390x-linux-gnu", "s390x", "big"),
 }
 WHEELS = {"amd64": "x86_64", "arm64": "aarch64"}  # elsewhere NumPy is Debian's
-ONE_AT_A_TIME = threading.Lock()  # of two cells under one Python, the second waits for what the first unpacks
 PURE = ["pytest>=9", "hypothesis", "pytest-timeout>=2.3", "rich>=13"]
 
 
@@ -63,20 +61,12 @@ def extension(arch: str) -> Path | None:
 
 def packages(python: str, arch: str, suite: str) -> Path:
     """What tests import, unpacked and compiled once for each Python; NumPy too where it comes as a wheel."""
-    folder = CACHE / "packages" / f"{python}-{arch}"
+    folder = CACHE / "packages" / f"{python}-{suite}-{arch}"
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.part")  # a version has a suffix of its own
         shutil.rmtree(part, ignore_errors=True)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-compile",
-            "--disable-pip-version-check",
-        ]
-        pip += ["--target", part, "--only-binary", ":all:", "--python-version", python]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip += ["--no-compile", "--target", part, "--only-binary", ":all:", "--python-version", python]
         run(*pip, "--platform", "any", *PURE)
         if arch in WHEELS:
             platforms = [
@@ -95,9 +85,7 @@ def packages(python: str, arch: str, suite: str) -> Path:
 def work(folder: Path, arch: str, suite: str, python: str, wheel_file: Path) -> Path:
     """A folder with site/, tests/ and the settings of pytest."""
     shutil.rmtree(folder, ignore_errors=True)
-    with ONE_AT_A_TIME:
-        unpacked = packages(python, arch, suite)
-    shutil.copytree(unpacked, folder / "site")
+    shutil.copytree(packages(python, arch, suite), folder / "site")
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(folder / "site")
     if built := extension(arch):

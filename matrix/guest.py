@@ -80,13 +80,12 @@ def boot(
         overlay(work, command, folder / "overlay.cpio")
         with (folder / "initrd").open("wb") as initrd:
             subprocess.run(["cat", root, folder / "overlay.cpio"], stdout=initrd, check=True)
-        # a busy host may let an emulated processor wait for longer than a watchdog takes for a lockup
-        kept_quiet = "quiet loglevel=3 panic=-1 nowatchdog"
+        # nowatchdog: a busy host may let an emulated processor wait for longer than one takes for a lockup
         words = [
             *shlex.split(program), f"file:{output}", "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(memory_mib),
             "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot", "-kernel", str(kernel),
             "-initrd", str(folder / "initrd"),
-            "-append", f"console={console} {kept_quiet} rdinit=/init {append}",
+            "-append", f"console={console} quiet loglevel=3 panic=-1 nowatchdog rdinit=/init {append}",
         ]  # fmt: skip
         begun = time.monotonic()
         trouble = ran(words, output, timeout, watch)

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -47,6 +48,7 @@ VERSIONS = "import platform, numpy; print(platform.python_version(), numpy.__ver
 USERS = {"root": "", "user": "setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "}
 IN_GUESTS = ["util-linux", "procps", "python3-psutil"]  # what tests run and compare with
 FAILED = ("failure", "error")
+PREPARING = threading.Lock()  # cells of one processor or Python build and unpack into the same folders
 
 
 def script(tests: str, effort: float, users: list[str]) -> str:
@@ -70,7 +72,7 @@ def script(tests: str, effort: float, users: list[str]) -> str:
         # faulthandler reads the frames of threads that run, and may crash there; pytest-timeout does not
         options += f" --basetemp /tmp/of-{user} -o faulthandler_timeout=0"
         lines += [f"echo @@RUN {user}@@", f"{USERS[user]}python3 -m pytest {options} {tests}"]
-        lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml", "echo; echo @@END@@"]
+        lines += [f"echo; echo @@JUNIT {user}@@", f"cat /tmp/{user}.xml 2>/dev/null", "echo; echo @@END@@"]
     return "\n".join(lines)
 
 
@@ -141,7 +143,8 @@ def boot(
         progress.update(bar, completed=min(100, done))
 
     with tempfile.TemporaryDirectory() as scratch:
-        work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
+        with PREPARING:
+            work = build.work(Path(scratch) / "work", cell.arch, suite, cell.python, wheel)
         huge = "" if cell.arch == "s390x" else "hugepages=" + ("8" if cell.pages == "16k" else "64")
         # tests make mappings by the ten thousand, of a page each
         memory = 6144 if cell.pages == "64k" else 3072

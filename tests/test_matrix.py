@@ -44,6 +44,9 @@ def test_a_report_is_found_between_its_marks(run: ModuleType) -> None:
     assert run.part(output, "JUNIT root") == REPORT
     assert run.part(output, "JUNIT user") == "<x/>"
     assert run.part(output, "JUNIT nobody") == ""
+    assert run.part("@@JUNIT root@@\n\n@@END@@\n", "JUNIT root") == "", (
+        "nothing, of an interpreter that crashed"
+    )
 
 
 def test_the_last_result_of_a_whole_cell_makes_the_page(run: ModuleType, tmp_path: Path) -> None:
