@@ -180,6 +180,8 @@ static void *work(void *argument)
             continue;
         if (!(seed >> 35 & 15)) { /* past it in a slot's name, as over what was overwritten; another finishes it */
             int other = hired(own);
+            /* before the cursor leaves it, as one that takes does: these frames are read below */
+            atomic_store_explicit(&shared.slots[other].position, start, memory_order_release);
             if (mm_group_skip(&shared, group, other, word, end)) {
                 if (count != first)
                     fail("a group that skips has not counted", first);
