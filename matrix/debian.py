@@ -197,7 +197,7 @@ def compile_folder(suite: str, folder: Path, shown_as: str) -> None:
     kept = CACHE / "roots" / f"{suite}-native"
     if not kept.is_dir():
         return
-    place = Path(tempfile.mkdtemp(dir=kept / "mnt"))  # other guests of the suite are prepared beside this one
+    place = Path(tempfile.mkdtemp(dir=kept / "mnt"))  # another run may prepare one of the suite too
     inside = f"/mnt/{place.name}"
     run("mount", "--bind", folder, place)
     try:
