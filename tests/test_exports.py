@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -23,6 +25,13 @@ PUBLIC = [
 def test_the_public_names_are_these() -> None:
     assert sorted(mirrormap.__all__) == sorted(PUBLIC)
     assert all(hasattr(mirrormap, name) for name in PUBLIC)
+
+
+def test_importing_takes_along_nothing_that_few_use() -> None:
+    code = "import sys, mirrormap; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    # event loops and TLS were a third of the time
+    assert {"asyncio", "ssl", "hashlib"}.isdisjoint(loaded.split())
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("MREMAP")])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Bell", "ring"]
 
@@ -57,6 +60,8 @@ class Bell:
 
     async def rung(self, seconds: float) -> bool:
         """Wait for a byte. Returns: whether one came within that time."""
+        import asyncio  # here: a third of what importing the package would cost
+
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(seconds, _settle, waiter, False)

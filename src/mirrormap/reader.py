@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import operator
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -226,6 +225,8 @@ class Reader(SelfClosing):
                 raise TimeoutError(f"{target - self._base.written:,} more items were not written in time")
 
     async def _wait_async(self, target: int, deadline: Deadline) -> None:
+        import asyncio  # here: a third of what importing the package would cost
+
         loop = asyncio.get_running_loop()
         while self._live.written < target:
             milliseconds = deadline.slice_ms()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import operator
 import os
 from typing import Literal, Self, SupportsIndex
@@ -176,6 +174,8 @@ class Receiver(ReceiverBase, SelfClosing):
 
     async def _arrival(self, seconds: float) -> bool:
         """Wait for a message for so long. Returns: whether there may be one."""
+        import asyncio  # here: a third of what importing the package would cost
+
         loop = asyncio.get_running_loop()
         if self._slot < 0 or not self._here or self._network not in (0, self._here):
             # abstract sockets do not reach into another network namespace; the end of the loop waits for this
@@ -191,6 +191,8 @@ class Receiver(ReceiverBase, SelfClosing):
         text = name.encode()
         if not text:
             raise ValueError("a group needs a name")
+        import hashlib  # here: it brings OpenSSL, and most receivers are in no group
+
         key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True) or 1
         if not self._join(key, text):
             members.forget_groups(self)
