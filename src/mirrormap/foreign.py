@@ -275,8 +275,6 @@ def _matches(region: Region, runs: Sequence[Run]) -> bool:
         for run in runs:
             if run.backing is None:
                 there, here = space.at(run.source), space.at(at)
-                if not space.is_current:
-                    return True
                 if there is None or here is None or _place_of(there, run.source) != _place_of(here, at):
                     return False
             at += run.room

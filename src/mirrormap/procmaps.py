@@ -35,7 +35,7 @@ __all__ = [
     "process_start",
 ]
 
-_MAPS = Path("/proc/self/maps")
+_MAPS, _SMAPS = Path("/proc/self/maps"), Path("/proc/self/smaps")
 _HUGE_POOLS = Path("/sys/kernel/mm/hugepages")
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 _DEFAULT_MAX_MAP_COUNT = 65_530  # of the kernel
@@ -57,13 +57,14 @@ def opened(path: str) -> Generator[int]:
 class AddressSpace:
     """The entries of this process's address space, looked up by address.
 
-    PROCMAP_QUERY answers in constant time; before Linux 6.11 the text of smaps is parsed once
-    and the answers are those of that moment. A context manager; not for sharing among threads.
+    PROCMAP_QUERY answers in constant time; before Linux 6.11 the text of maps is read once, and
+    where an entry may be of huge pages that of smaps, which alone says so and costs ten times as
+    much; the answers are those of that moment. A context manager; not for sharing among threads.
     """
 
     def __init__(self) -> None:
         self._fd = os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC)
-        self._parsed: list[VmaInfo] | None = None
+        self._moment: _Moment | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -76,26 +77,62 @@ class AddressSpace:
     @property
     def is_current(self) -> bool:
         """Do answers follow changes, or are they those of one moment?"""
-        return self._parsed is None
+        return self._moment is None
 
     def at(self, address: int, *, following: bool = False) -> VmaInfo | None:
         """The entry covering `address`; with `following`, else the first one behind it."""
-        if self._parsed is None:
+        if self._moment is None:
             try:
                 return kernel.procmap_query(self._fd, address, following=following)
             except OSError as error:
                 if error.errno not in NO_IOCTL:
                     raise
-                self._parsed = list(parse_smaps(Path("/proc/self/smaps").read_text(errors="replace")))
-        index = bisect.bisect_right(self._parsed, address, key=lambda vma: vma.end)
-        vma = self._parsed[index] if index < len(self._parsed) else None
+                self._moment = _Moment(_MAPS)
+        vma = self._moment.at(address)
+        if vma is not None and self._moment.path != _SMAPS and _may_be_huge(vma):
+            self._moment = _Moment(_SMAPS)
+            vma = self._moment.at(address)
         return vma if vma is None or following or vma.start <= address else None
+
+
+class _Moment:
+    """What maps or smaps said at one moment. An entry is parsed when it is asked for: of 65,530 perhaps."""
+
+    __slots__ = ("_ends", "_starts", "_text", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._text = path.read_text(errors="replace")
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for head in _HEAD.finditer(self._text):
+            self._starts.append(head.start())
+            self._ends.append(int(head[1], 16))
+        self._starts.append(len(self._text))
+
+    def at(self, address: int) -> VmaInfo | None:
+        """The first entry that ends behind `address`."""
+        index = bisect.bisect_right(self._ends, address)
+        if index == len(self._ends):
+            return None
+        return next(parse_smaps(self._text[slice(*self._starts[index : index + 2])]), None)
+
+
+@cache
+def _smallest_huge() -> int:
+    return min(huge_sizes(), default=2 * PAGE_NBYTES)
+
+
+def _may_be_huge(vma: VmaInfo) -> bool:
+    """May its pages be larger than ordinary ones? It is aligned if so: of hugetlbfs, or a DAX device's."""
+    return vma.dev != 0 and (vma.start | vma.end | vma.offset) % _smallest_huge() == 0
 
 
 _ENTRY = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) "
     r"([0-9a-f]{1,5}):([0-9a-f]{1,5}) ([0-9]{1,20}) *(.*)"
 )
+_HEAD = re.compile(r"^[0-9a-f]+-([0-9a-f]+) ", re.MULTILINE)
 _PAGE_SIZE = re.compile(r"KernelPageSize: +([0-9]{1,15}) kB")
 ENTRY_LINE = re.compile(f"^{_ENTRY.pattern}$", re.MULTILINE)
 

@@ -111,3 +111,48 @@ assert view.page_size == huge and view.array()[huge] == 5
 view.populate()
 assert view.resident == view.resident_huge == 2 * huge, (view.resident, view.resident_huge)
 """)
+
+
+def test_every_entry_is_found_by_address_as_smaps_lists_it(huge: int) -> None:
+    run(f"""
+from pathlib import Path
+huge = {huge}
+kept = [mmap.mmap(-1, huge, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x40000), mm.Pages(huge, page_size=huge).map()]
+kept += [mmap.mmap(-1, 4 * PAGE), mm.Pages(2 * huge).map(), mm.Pages(2 * huge).map(), mm.mirror(mm.empty(huge, "u1"))]
+listed = list(procmaps.parse_smaps(Path("/proc/self/smaps").read_text()))
+assert {{vma.page_nbytes for vma in listed}} == {{PAGE, huge}}
+for vma in listed:
+    if vma.shared:
+        with procmaps.AddressSpace() as space:
+            found = space.at(vma.end - 1)
+            assert found == space.at(vma.start) == vma, (found, vma)
+with procmaps.AddressSpace() as space:
+    shared = [vma for vma in listed if vma.shared]
+    below = [space.at(vma.start - 1, following=True) for vma in shared]
+    assert [vma for vma in below if vma not in listed] == []
+    assert space.at(0) is None and space.at(0, following=True) == listed[0]
+    assert space.at((1 << 64) - 1) is None and space.at((1 << 64) - 1, following=True) is None
+""")
+
+
+def test_memory_that_moved_meanwhile_is_noticed_by_the_text_too() -> None:
+    run("""
+from mirrormap import foreign
+source, other = mmap.mmap(-1, 2 * PAGE), mmap.mmap(-1, 2 * PAGE)
+address = np.frombuffer(source, "u1").ctypes.data
+instead = np.frombuffer(other, "u1").ctypes.data
+place = foreign.placement.place
+def while_another_thread_replaces_it(*arguments, **options):
+    region = place(*arguments, **options)
+    moved = ctypes.CDLL(None).mremap
+    moved.restype = ctypes.c_void_p
+    assert moved(ctypes.c_void_p(instead), ctypes.c_size_t(0), ctypes.c_size_t(2 * PAGE), 3, ctypes.c_void_p(address)) == address
+    return region
+foreign.placement.place = while_another_thread_replaces_it
+try:
+    mm.mirror(source)
+except mm.MapError as error:
+    assert "replaced by another thread" in str(error)
+else:
+    raise AssertionError
+""")
