@@ -236,6 +236,9 @@ def kill_either_side(rng: random.Random, rounds: int, *, overwrite: bool) -> Non
         for number in range(rounds):
             writer = started(produce_for_ever, ring, number)
             consumer = started(consume_for_ever, ring)
+            while not ring.written:  # a ring that never had a writer waits for its first
+                assert writer.is_alive()
+                time.sleep(0.001)
             until = time.monotonic() + rng.uniform(0.005, 0.05)
             alive = True
             while True:
