@@ -105,9 +105,9 @@ class _Moment:
         self._text = path.read_text(errors="replace")
         self._starts: list[int] = []
         self._ends: list[int] = []
-        for head in _HEAD.finditer(self._text):
-            self._starts.append(head.start())
-            self._ends.append(int(head[1], 16))
+        for entry in ENTRY_LINE.finditer(self._text):
+            self._starts.append(entry.start())
+            self._ends.append(int(entry[2], 16))
         self._starts.append(len(self._text))
 
     def at(self, address: int) -> VmaInfo | None:
@@ -115,7 +115,7 @@ class _Moment:
         index = bisect.bisect_right(self._ends, address)
         if index == len(self._ends):
             return None
-        return next(parse_smaps(self._text[slice(*self._starts[index : index + 2])]), None)
+        return next(parse_smaps(self._text[self._starts[index] : self._starts[index + 1]]), None)
 
 
 @cache
@@ -132,7 +132,6 @@ _ENTRY = re.compile(
     r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([sp]) ([0-9a-f]+) "
     r"([0-9a-f]{1,5}):([0-9a-f]{1,5}) ([0-9]{1,20}) *(.*)"
 )
-_HEAD = re.compile(r"^[0-9a-f]+-([0-9a-f]+) ", re.MULTILINE)
 _PAGE_SIZE = re.compile(r"KernelPageSize: +([0-9]{1,15}) kB")
 ENTRY_LINE = re.compile(f"^{_ENTRY.pattern}$", re.MULTILINE)
 

@@ -437,7 +437,6 @@ def staged(folder: Path, huge: int) -> Generator[Scene]:
 
 
 @pytest.mark.leaks_by_nature  # counted inside, where the reason is known
-@pytest.mark.timeout(900)  # `mirrors` looks at every page of a shadow, hundreds of times
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_failing_call_is_an_exception_and_leaves_everything_as_it_was(
     name: str, tmp_path: Path, plenty: int

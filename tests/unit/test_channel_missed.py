@@ -55,6 +55,7 @@ def test_workers_that_race_leave_no_message_unaccounted_for() -> None:
         for worker in workers:
             worker.join()
             assert worker.exitcode == 0
+    assert answers.empty()
     answers.close()
     taken = sorted(number for each, _ in said for number in each)
     assert len(taken) == len(set(taken))

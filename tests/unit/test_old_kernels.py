@@ -129,7 +129,7 @@ for vma in listed:
 with procmaps.AddressSpace() as space:
     shared = [vma for vma in listed if vma.shared]
     below = [space.at(vma.start - 1, following=True) for vma in shared]
-    assert set(vma for vma in below if vma.shared) <= set(shared)  # private ones may have grown
+    assert {{vma for vma in below if vma.shared}} <= {{*shared}}  # private ones may have grown
     assert space.at(0) is None and space.at(0, following=True).start == listed[0].start
     assert space.at((1 << 64) - 1) is None and space.at((1 << 64) - 1, following=True) is None
 """)
