@@ -166,7 +166,7 @@ def test_arrays_mirrored_stitched_frozen_and_handed_over() -> None:
             mine[:] = 255
             assert (frozen == number).all()
 
-    together(work, rounds=scaled(40, 10))
+    together(work, rounds=scaled(40, 4))
 
 
 def test_arrays_of_an_installed_allocator_cross_threads() -> None:
@@ -200,4 +200,4 @@ def test_the_address_space_is_read_while_it_changes() -> None:
                 found = mm.mirrors()
                 assert found.processes[0].vmas > 10
 
-        together(work, rounds=scaled(30, 10))
+        together(work, rounds=scaled(30, 3))
