@@ -147,8 +147,9 @@ bench: $(VENV)/.installed ## run the benchmarks against C
 bench-ring: $(VENV)/.installed $(VENV)/.group-peers ## run the ring against its peers
 	$(BIN)/python bench/stream.py
 
-bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil
+bench-maps: $(VENV)/.installed $(VENV)/.group-test ## read 60,000 mappings, against psutil, and find one among them
 	$(BIN)/python bench/maps.py
+	$(BIN)/python bench/lookup.py
 
 bench-arrays: $(VENV)/.installed $(VENV)/.group-array-peers ## run growing, stitching, snapshots and the allocator against NumPy
 	$(BIN)/python bench/arrays.py
