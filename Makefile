@@ -57,7 +57,7 @@ demo: $(VENV)/.installed $(VENV)/.group-picture $(VENV)/.recording $(VENV)/.film
 	$(BIN)/mirrormap demo heap
 
 test: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.recording $(VENV)/.film $(VENV)/.words ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed $(VENV)/.group-lint $(VENV)/.group-test ## format, lint and type checks
 	ruff format --no-cache --check .
@@ -103,9 +103,6 @@ else
 	$(IN_MODE) $(BIN)/python -m pytest $(OF_HEAPS) $(PYTEST_ARGS)
 endif
 
-# tests of models and of programs of their own, which never load the package
-OF_NO_MEMORY := --deselect tests/unit/test_frames.py --deselect tests/unit/test_heap_native.py --deselect tests/model/test_ring_spin.py --deselect tests/model/test_channel_spin.py --deselect tests/model/test_missed_spin.py --deselect tests/model/test_heap_spin.py --deselect tests/model/test_heap_mesh_spin.py --deselect tests/model/test_cursor_protocol.py
-
 asan sanitize soak: export VIRTUAL_ENV := $(abspath $(ASAN))
 asan sanitize soak: export PATH := $(abspath $(ASAN))/bin:$(PATH)
 asan: $(ASAN)/bin/uv
@@ -120,7 +117,7 @@ asan: $(ASAN)/bin/uv
 SANITIZED = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 \
 	PYTHONMALLOC=malloc UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 sanitize: asan ## run the tests under ASan and UBSan, with faults injected (HEAPS=views, HEAPS=guard: every heap so)
-	$(SANITIZED) $(IN_MODE) python -m pytest $(OF_NO_MEMORY) $(PYTEST_ARGS)
+	$(SANITIZED) $(IN_MODE) python -m pytest -m 'not apart' $(PYTEST_ARGS)
 
 FUZZED = $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
 fuzz: $(VENV)/.installed $(VENV)/.group-test $(VENV)/.group-fuzz ## fuzz every parser and shared header, a minute each (SECONDS=600 TARGET=channel)

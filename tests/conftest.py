@@ -35,10 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several workers each has threads before it comes here: for them the environment says what mallopt() did."""
+    if config.getoption("dist", "no") != "no":
+        os.environ["MALLOC_ARENA_MAX"] = "1"
+
+
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether this run has hours instead of minutes."""
     return bool(request.config.getoption("--soak"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several workers one has all that counts mappings, pages or processes; the others what stands apart."""
+    if config.getoption("dist", "no") == "loadgroup":
+        for item in items:
+            if not item.get_closest_marker("apart"):
+                item.add_marker(pytest.mark.xdist_group("memory"))
 
 
 def pytest_collection_finish() -> None:

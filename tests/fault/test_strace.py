@@ -28,6 +28,7 @@ from support import SANITIZED
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
     pytest.mark.skipif(SANITIZED, reason="the extension that users have is what is tested here"),
+    pytest.mark.apart,
     pytest.mark.leaks_by_nature,  # counted in the process that is traced
 ]
 

@@ -42,6 +42,8 @@ except mm.NotMirrorableError:
     print("DONE")
 """
 
+pytestmark = pytest.mark.apart
+
 UNDER = {
     "qemu-user": ["qemu-x86_64"],
     "valgrind": ["valgrind", "-q", "--leak-check=no", "--undef-value-errors=no"],

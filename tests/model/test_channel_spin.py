@@ -10,7 +10,7 @@ from spin import holds, holds_in_hours, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("channel.pml")
 
-pytestmark = needs_spin
+pytestmark = [needs_spin, pytest.mark.apart]
 
 
 @pytest.mark.parametrize(

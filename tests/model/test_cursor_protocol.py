@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.apart
+
 Step = tuple[Any, ...]
 Program = Callable[[], Generator[Step, Any, None]]
 CAPACITY = 1

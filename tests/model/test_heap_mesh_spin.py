@@ -10,7 +10,7 @@ from spin import holds, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("heap_mesh.pml")
 
-pytestmark = needs_spin
+pytestmark = [needs_spin, pytest.mark.apart]
 
 
 @pytest.mark.parametrize("options", ["-DPAGES=2", "-DPAGES=3 -DACTS=6"])

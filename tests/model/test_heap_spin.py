@@ -10,7 +10,7 @@ from spin import holds, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("heap.pml")
 
-pytestmark = needs_spin
+pytestmark = [needs_spin, pytest.mark.apart]
 
 
 @pytest.mark.parametrize("options", ["-DOBJECTS=2 -DACTS=4", "-DOBJECTS=2 -DACTS=3 -DCYCLES=4", "-DACTS=3"])

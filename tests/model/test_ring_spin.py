@@ -10,7 +10,7 @@ from spin import errors, holds, is_broken, needs_spin
 
 MODEL = Path(__file__).with_name("ring.pml")
 
-pytestmark = needs_spin
+pytestmark = [needs_spin, pytest.mark.apart]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 
 from hammer import NATIVE, build, run
 
+pytestmark = pytest.mark.apart
+
 FILES = ("cursors.c", "frames.c", "groups.c")
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from hammer import NATIVE, build, run
 
+pytestmark = pytest.mark.apart
+
 HEAP = NATIVE / "heap"
 FILES = [path for path in sorted(HEAP.glob("*.c")) if path.name != "image.c"]
 
