@@ -82,6 +82,7 @@ def boot(
             subprocess.run(["cat", root, folder / "overlay.cpio"], stdout=initrd, check=True)
         # nowatchdog: a busy host may let an emulated processor wait for longer than one takes for a lockup
         words = [
+            "setpriv", "--pdeathsig", "KILL",  # who starts it may be killed
             *shlex.split(program), f"file:{output}", "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(memory_mib),
             "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot", "-kernel", str(kernel),
             "-initrd", str(folder / "initrd"),

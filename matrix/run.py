@@ -210,6 +210,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", default=os.environ.get("PYTHON", ""))
     parser.add_argument("--as", dest="users", default=os.environ.get("AS") or ",".join(USERS))
     parser.add_argument("--tests", default="", help="paths of tests instead of the usual ones")
+    parser.add_argument("--at-once", type=int, default=2, help="guests that run at a time")
     parser.add_argument("--effort", type=float, default=float(os.environ.get("EFFORT") or EFFORT))
     return parser.parse_args()
 
@@ -247,7 +248,7 @@ def main() -> int:
     command = script(options.tests or (SHORT if options.short else WHOLE), options.effort, users)
     begun = time.monotonic()
     columns = TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(2) as pool:
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(options.at_once) as pool:
         setup = progress.add_task("kernels and roots", total=len(cells))
         sources: dict[Cell, tuple[Path, Path, str] | str] = {}
         for cell in cells:  # one after another: they share caches
