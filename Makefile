@@ -127,11 +127,11 @@ soak: asan ## an hour of random operations on everything, with kills, signals, n
 	$(SANITIZED) python tests/soak/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(EPISODE),--episode $(EPISODE)) $(SOAK_ARGS)
 
 SOAKED := tests/unit/test_ring_processes.py tests/unit/test_channel_places.py tests/unit/test_channel_processes.py tests/unit/test_channel_deaths.py \
-	tests/unit/test_channel_damage.py tests/unit/test_frames.py tests/unit/test_channel_groups.py
+	tests/unit/test_channel_damage.py tests/unit/test_channel_groups.py
 soak-counts: PYTEST_ARGS = --soak --timeout 0 -o faulthandler_timeout=0 -s $(SOAKED) \
 	-k "kills or damage or every_item or every_message or million or worker_s_messages or scribbles or done_once or lost"
-soak-counts: sanitize $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
-	$(BIN)/python -m pytest --soak --timeout 0 tests/model/test_ring_spin.py tests/model/test_channel_spin.py tests/model/test_missed_spin.py tests/model/test_heap_spin.py tests/model/test_heap_mesh_spin.py -k "larger or beside or longer"
+soak-counts: sanitize $(VENV)/.installed $(VENV)/.group-test ## thousands of kills, 10^5 damaged headers, 10^10 items, 10^6 messages, under ASan and UBSan
+	$(BIN)/python -m pytest --soak --timeout 0 -m apart -k "larger or beside or longer or done_once"
 
 audit: $(VENV)/.installed $(VENV)/.group-lint ## build a wheel and check its stable ABI
 	rm -rf dist
