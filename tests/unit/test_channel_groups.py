@@ -15,11 +15,19 @@ import numpy as np
 import pytest
 
 import mirrormap as mm
+from mirrormap import cursors
 from mirrormap.receiver import Receiver
 from support import PAGE, PATIENCE_S, checked, libc, scaled
 
 CLONE_NEWNET = 0x40000000
 FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits looks round after a slice, and would find what it was not woken for: not within a test's patience."""
+    for name in ("SLICE_SECONDS", "LONGEST_SLICE_SECONDS"):
+        monkeypatch.setattr(cursors, name, 10 * PATIENCE_S)
 
 
 def filled(channel: mm.Channel, count: int) -> None:
@@ -137,6 +145,7 @@ def test_groups_are_limited_and_forgotten() -> None:
             channel.receiver(group="")
 
 
+@pytest.mark.usefixtures("no_second_look")
 def test_a_sender_that_waits_for_a_worker_is_woken() -> None:
     """Every message but the first lies behind a gap here, which a worker takes by itself before it takes the message."""
     count = 500
@@ -149,12 +158,10 @@ def test_a_sender_that_waits_for_a_worker_is_woken() -> None:
 
         thread = threading.Thread(target=send)
         thread.start()
-        start = time.monotonic()
         for number in range(count):
             with worker.receive(PATIENCE_S) as message:
                 assert bytes(message) == b"%d" % number * 100
         thread.join()
-        assert time.monotonic() - start < 25  # 500 lost wake-ups would take 50 seconds
 
 
 # --- asyncio -----------------------------------------------------------------------------------------
@@ -260,13 +267,14 @@ def test_another_network_namespace_is_waited_for_by_a_thread() -> None:
         child.close()
 
 
+@pytest.mark.usefixtures("no_second_look")
 def test_a_loop_is_woken_at_once_and_by_no_thread() -> None:
     async def main(channel: mm.Channel, sender: mm.Sender, receiver: mm.Receiver) -> None:
         task = asyncio.ensure_future(anext(receiver))
         await asyncio.sleep(0.01)
         assert not task.done()
         sender.send(b"1")
-        with await asyncio.wait_for(task, 0.09) as message:  # less than the slice after which it looks anyway
+        with await asyncio.wait_for(task, PATIENCE_S) as message:
             assert bytes(message) == b"1"
         task = asyncio.ensure_future(anext(receiver))
         await asyncio.sleep(0.01)
@@ -284,6 +292,7 @@ def test_a_loop_is_woken_at_once_and_by_no_thread() -> None:
             asyncio.run(main(channel, sender, receiver))
 
 
+@pytest.mark.usefixtures("no_second_look")
 def test_no_wake_up_is_lost(soak: bool) -> None:
     """Ping-pong of two loops in threads of their own would need luck; one loop and a thread that sends suffice."""
 
@@ -293,7 +302,6 @@ def test_no_wake_up_is_lost(soak: bool) -> None:
             channel.receiver() as receiver,
             channel.receiver(group="g") as worker,
         ):
-            loop = asyncio.get_running_loop()
             count = 20_000 if soak else scaled(2000, 200)
 
             async def take(one: Any) -> None:
@@ -306,14 +314,13 @@ def test_no_wake_up_is_lost(soak: bool) -> None:
                     sender.send(b"%d" % number)
                     await asyncio.sleep(0)
 
-            start = loop.time()
-            await asyncio.wait_for(asyncio.gather(take(receiver), take(worker), give()), 60)
-            assert loop.time() - start < 30  # 2,000 lost ones would take 200 seconds
+            await asyncio.wait_for(asyncio.gather(take(receiver), take(worker), give()), PATIENCE_S)
 
     with mm.Channel("64KiB") as channel:
         asyncio.run(main(channel))
 
 
+@pytest.mark.usefixtures("no_second_look")
 def test_a_bell_is_not_the_child_s() -> None:
     async def main(receiver: Receiver, sender: mm.Sender) -> None:
         with pytest.raises(TimeoutError):
@@ -324,7 +331,7 @@ def test_a_bell_is_not_the_child_s() -> None:
             os._exit(0)
         os.waitpid(pid, 0)
         sender.send(b"x")
-        assert bytes(await asyncio.wait_for(anext(receiver), 0.09)) == b"x"
+        assert bytes(await asyncio.wait_for(anext(receiver), PATIENCE_S)) == b"x"
 
     with mm.Channel("64KiB") as channel, channel.sender() as sender, channel.receiver() as receiver:
         asyncio.run(main(receiver, sender))
