@@ -311,7 +311,7 @@ def test_no_wake_up_is_lost(soak: bool) -> None:
 
             async def give() -> None:
                 for number in range(count):
-                    sender.send(b"%d" % number)
+                    sender.send(b"%d" % number, timeout=PATIENCE_S)  # who was not woken lets the channel fill
                     await asyncio.sleep(0)
 
             await asyncio.wait_for(asyncio.gather(take(receiver), take(worker), give()), PATIENCE_S)
