@@ -13,7 +13,7 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from mirrormap import kernel, procmaps, residency
 from mirrormap.errors import MapError
@@ -24,6 +24,9 @@ from mirrormap.pages import Pages
 from mirrormap.population import populates_by_madvise
 from mirrormap.remap import page_moved
 from mirrormap.units import format_nbytes
+
+# a gigabyte takes half a second to zero, and others may miss it: larger pages are mapped, not filled
+_LITTLE_NBYTES: Final = 64 << 20
 
 __all__ = ["Capabilities", "Check", "probe"]
 
@@ -282,8 +285,10 @@ def _mirror_hugetlb(pools: dict[int, int]) -> str:
     sizes = [size for size, free in pools.items() if free]
     if not sizes:
         raise _UnsatisfiedError("no huge page is free" if pools else "this kernel has no huge pages")
-    with Pages(sizes[0], page_size=sizes[0], name="probe") as pages, pages.map(populate=True) as view:
-        view.mirror(populate=True).close()
+    size = sizes[0]
+    filled = size <= _LITTLE_NBYTES
+    with Pages(size, page_size=size, name="probe") as pages, pages.map(populate=filled) as view:
+        view.mirror(populate=filled).close()
     return ", ".join(f"{free} free of {format_nbytes(size)}" for size, free in pools.items() if free)
 
 

@@ -7,13 +7,14 @@ import mmap
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import seccomp
-from mirrormap import Capabilities, Pages, mirror, probe
-from support import PATIENCE_S
+from mirrormap import Capabilities, Pages, mirror, probe, procmaps
+from support import PATIENCE_S, reserved
 
 
 def test_this_machine_mirrors_and_the_probe_says_so() -> None:
@@ -38,6 +39,19 @@ def test_huge_pages_are_reported_as_they_are(huge: int) -> None:
     with Pages(huge, page_size=huge) as pages, pages.map() as view, view.mirror() as other:
         other.array()[5] = 9
         assert view.array()[5] == 9
+
+
+def test_a_gigantic_page_is_mirrored_but_not_taken() -> None:
+    giga = 1 << 30
+    with reserved(giga, 1), ThreadPoolExecutor(1) as pool:
+        if any(procmaps.huge_pool(size).available for size in procmaps.huge_sizes() if size < giga):
+            pytest.skip("this machine keeps smaller huge pages reserved")
+        free = {procmaps.huge_pool(giga).free}
+        future = pool.submit(probe)
+        while not future.done():
+            free.add(procmaps.huge_pool(giga).free)
+        assert future.result().mirror_hugetlb
+        assert min(free) == procmaps.huge_pool(giga).free
 
 
 def test_an_empty_pool_is_no_and_names_the_command() -> None:
