@@ -341,11 +341,24 @@ def give_back_huge_pages() -> None:
 
 
 @contextlib.contextmanager
+def pools_alone() -> Generator[None]:
+    """Nobody else reserves huge pages meanwhile, nor counts on free ones; for an ordinary user nobody could."""
+    if os.geteuid() != 0:
+        yield
+        return
+    lock = os.open(Path(tempfile.gettempdir()) / "mirrormap-hugepages.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
 def reserved(page_nbytes: int, count: int) -> Generator[int]:
     """`count` more free huge pages of one size, given back afterwards; one test process at a time.
 
-    The pool belongs to the machine, hence the lock. Skips only where the machine cannot: no root,
-    no pool of that size, or no contiguous memory for it.
+    Skips only where the machine cannot: no root, no pool of that size, or no contiguous memory for it.
     """
     folder = HUGE_POOLS / f"hugepages-{page_nbytes >> 10}kB"
     pool = folder / "nr_hugepages"
@@ -353,9 +366,7 @@ def reserved(page_nbytes: int, count: int) -> Generator[int]:
         pytest.skip(f"this kernel has no pool of {page_nbytes:,}-byte pages")
     if not os.access(pool, os.W_OK):
         pytest.skip("only root can reserve huge pages")
-    lock = os.open(Path(tempfile.gettempdir()) / "mirrormap-hugepages.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with pools_alone():
         before = int(pool.read_text())
         _initial.setdefault(pool, before)
         try:
@@ -373,8 +384,6 @@ def reserved(page_nbytes: int, count: int) -> Generator[int]:
                 _unreturned[folder] += max(0, _pages_in_use(folder) - used)
         finally:
             pool.write_text(str(before))
-    finally:
-        os.close(lock)
 
 
 def default_huge_nbytes() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support import SANITIZED
+from support import SANITIZED, pools_alone
 
 SCRIPT = """
 import json, mmap, tempfile
@@ -57,9 +57,10 @@ def test_mirroring_works_where_mremap_is_emulated_and_the_probe_says_how(name: s
         pytest.skip("a sanitizer's runtime and an emulator do not go together")
     if not shutil.which(command[0]) or sys.platform != "linux":
         pytest.skip(f"{command[0]} is not installed: apt-get install qemu-user valgrind")
-    done = subprocess.run(
-        [*command, sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=280
-    )
+    with pools_alone():
+        done = subprocess.run(
+            [*command, sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=280
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "DONE" in done.stdout
     found: dict[str, Any] = json.loads(done.stdout.partition("FOUND ")[2].splitlines()[0])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 from importlib.metadata import version
 from pathlib import Path
 
-from support import SANITIZED, default_huge_nbytes, reserved
+from support import SANITIZED, pools_alone
 from support import command as run
 
 
@@ -37,9 +36,7 @@ def test_check_json_is_the_whole_answer() -> None:
 
 def test_demo_runs_to_its_end_and_leaves_nothing() -> None:
     before = sorted(os.listdir("/dev/shm"))
-    with contextlib.ExitStack() as lock:
-        if os.geteuid() == 0:  # nobody else may change the pools meanwhile
-            lock.enter_context(reserved(default_huge_nbytes(), 0))
+    with pools_alone():
         pools = {pool: pool.read_text() for pool in Path("/sys/kernel/mm/hugepages").glob("*/nr_hugepages")}
         done = run("demo")
         assert {pool: pool.read_text() for pool in pools} == pools
