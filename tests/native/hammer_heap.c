@@ -8,12 +8,16 @@
 #include "heap/heap.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <unistd.h>
 
+enum { PATIENCE_S = 15 };              /* of processor time, where a step takes microseconds and to verify takes milliseconds */
 enum { MUTATORS = 3, SLOTS = 2500, VIEWS = 2, MOST_WORDS = 700, SPACE = 1 << 28, LIMIT = 24 << 20, LARGE_WORDS = 12000 };
 
 static struct mm_heap heap;
@@ -21,6 +25,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t steps;
 static bool sliding;
 static _Atomic unsigned working = MUTATORS;
+static _Atomic uint64_t ended;         /* steps of all threads; relaxed, or it would order what must be ordered by the lock */
 
 struct view {
     uint32_t root;                     /* 0: none */
@@ -42,6 +47,17 @@ static void fail(const char *why, uint64_t what)
 {
     fprintf(stderr, "%s: %llx\n", why, (unsigned long long)what);
     exit(1);
+}
+
+/* A list that leads back to itself is damage too, and who follows it keeps the lock. */
+static void look_whether_it_moves(int signal)
+{
+    static const char WHY[] = "a step does not end\n";
+    static uint64_t before = UINT64_MAX;
+    uint64_t now = atomic_load_explicit(&ended, memory_order_relaxed);
+    if (now == before)
+        _exit(write(STDERR_FILENO, WHY, sizeof WHY - 1) < 0 ? signal : 1);
+    before = now;
 }
 
 static uint64_t random_below(struct mutator *self, uint64_t limit)
@@ -242,7 +258,7 @@ static void *mutate(void *argument)
 {
     struct mutator *self = argument;
     void (*const acts[])(struct mutator *) = {put, put, own, link_and_follow, link_and_follow, link_and_follow, look_weakly};
-    for (uint64_t step = 0; step < steps; step++) {
+    for (uint64_t step = 0; step < steps; step++, atomic_fetch_add_explicit(&ended, 1, memory_order_relaxed)) {
         uint64_t act = random_below(self, sizeof acts / sizeof *acts + 1);
         if (act == sizeof acts / sizeof *acts) {
             look(self, false);
@@ -264,7 +280,7 @@ static void *mutate(void *argument)
 
 static void *collect(void *unused)
 {
-    for (uint64_t step = 0; working != 0; step++) {
+    for (uint64_t step = 0; working != 0; step++, atomic_fetch_add_explicit(&ended, 1, memory_order_relaxed)) {
 #ifndef UNLOCKED
         pthread_mutex_lock(&lock);
 #endif
@@ -304,6 +320,9 @@ int main(int count, char **words)
     for (int which = 0; which < MUTATORS; which++)
         if (mm_owner_open(&heap, &mutators[which].owner) != 0)
             fail("no container", 0);
+    const struct timeval patience = {.tv_sec = PATIENCE_S};
+    sigaction(SIGPROF, &(struct sigaction){.sa_handler = look_whether_it_moves, .sa_flags = SA_RESTART}, NULL);
+    setitimer(ITIMER_PROF, &(struct itimerval){patience, patience}, NULL);
     pthread_create(&threads[MUTATORS], NULL, collect, NULL);
     for (uint64_t which = 0; which < MUTATORS; which++) {
         mutators[which].luck = 0x9e3779b97f4a7c15 * (which + 1);
