@@ -159,7 +159,9 @@ def probe() -> Capabilities:
     )
     pools = {size: procmaps.huge_pool(size).available for size in procmaps.huge_sizes()}
     default = procmaps.default_huge_nbytes()
-    reserve = f"`echo 64 > {procmaps.huge_pool(default).path}` as root" if default in pools else ""
+    reserve = "a kernel with CONFIG_HUGETLBFS, on a processor that has huge pages"
+    if default in pools:
+        reserve = f"`echo 64 > {procmaps.huge_pool(default).path}` as root"
     hugetlb = prober.attempt("mirror huge pages", lambda: _mirror_hugetlb(pools), reserve)
     others = prober.attempt(
         "mirror huge pages of others", lambda: _mirror_hugetlb_of_others(default, pools), reserve

@@ -191,6 +191,7 @@ class Pages(Closing):
         same byte in view k. Each view can grow in place up to the stride.
 
         Args: count: 1 to 64. stride: a power of two, at least `nbytes`; the smallest by default.
+        Raises: ValueError; MapError ENOMEM where the address space has no room for all of them.
         """
         backing = self._live
         if not 1 <= count <= _MOST_VIEWS:
@@ -200,10 +201,11 @@ class Pages(Closing):
         step = smallest if stride is None else as_nbytes(stride, "stride")
         if step < smallest or step & (step - 1):
             raise ValueError(f"stride {step:,} must be a power of two, at least {smallest:,}")
+        alignment = as_nbytes(next_power_of_two(count) * step, "next power of two from count, times stride,")
         label = backing.label
         made: list[Mapping] = []
         try:
-            rest = kernel.reserve(count * step, alignment=next_power_of_two(count) * step, label=label)
+            rest = kernel.reserve(count * step, alignment=alignment, label=label)
             for index in range(count):
                 region, rest = rest, rest.split(step) if index + 1 < count else rest
                 placement.fill_window(region, [run], label)

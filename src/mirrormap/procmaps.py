@@ -287,8 +287,12 @@ def huge_sizes() -> list[int]:
 
 
 def default_huge_nbytes() -> int | None:
-    """The size "huge" stands for: Hugepagesize of /proc/meminfo."""
-    match = re.search(r"^Hugepagesize: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    """The size "huge" stands for: Hugepagesize of /proc/meminfo. None: no such pages, or no /proc."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    match = re.search(r"^Hugepagesize: +(\d+) kB", told, re.MULTILINE)
     return int(match[1]) << 10 if match else None
 
 

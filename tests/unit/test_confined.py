@@ -119,8 +119,10 @@ assert file.ok and "no folder can be written to" in file.detail, file
 
 @root
 @pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reads its options in /proc")
-def test_without_proc_there_are_heaps_and_arrays() -> None:
+@pytest.mark.parametrize("hidden", ["/proc", "/proc /sys"])
+def test_without_proc_there_are_heaps_and_arrays(hidden: str) -> None:
     """Nobody can count the mappings there: a heap makes no more of them, and the allocator takes the kernel's default."""
+    hide = " ".join(f"mount -t tmpfs none {folder} &&" for folder in hidden.split())
     succeeds(
         """
 import numpy as np, mirrormap as mm
@@ -135,7 +137,7 @@ with mm.Heap("16MiB", collector="manual") as heap:
     heap.verify()
     del views
 """,
-        prefix=under("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"),
+        prefix=under("unshare", "-m", "sh", "-c", f'{hide} exec "$@"', "sh"),
     )
 
 
