@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mirrormap as mm
@@ -44,11 +46,27 @@ def test_a_chunk_of_a_wav_file_that_is_longer_than_the_file(tmp_path: Path) -> N
 
 
 def test_a_wav_file_that_ends_within_a_frame(tmp_path: Path) -> None:
-    """It was a ValueError of NumPy's."""
+    """It was a ValueError of NumPy's, and an IndexError of wave's on big-endian processors."""
     path = tmp_path / "sound.wav"
     head = b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0" + struct.pack("<HHIIHH", 1, 2, 44100, 176400, 4, 16)
     path.write_bytes(head + b"data\x08\0\0\0abcdefg")
-    assert [block.shape for block in recording.blocks(recording.opened(path), 100)] == [(1, 2)]
+    sound = recording.opened(path)
+    for count in (1, 100):
+        (block,) = recording.blocks(sound, count)
+        assert block.tolist() == [list(struct.unpack("<hh", b"abcd"))]
+
+
+def test_a_chunk_after_the_samples_of_a_wav_file_is_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    samples = np.arange(-300, 300, dtype="<i2").reshape(-1, 2)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 44100, 0, "NONE", ""))
+        file.writeframes(samples.astype("=i2").tobytes())
+    with path.open("ab") as more:
+        more.write(b"LIST\x04\0\0\0INFO")
+    read = [*recording.blocks(recording.opened(path), 64)]
+    assert [len(block) for block in read] == [64, 64, 64, 64, 44]
+    assert np.array_equal(np.concatenate(read), samples)
 
 
 @pytest.mark.parametrize("line", ["4!kB", "4", "", "9" * 5000 + " kB"])

@@ -57,8 +57,11 @@ def opened(path: Path) -> Sound:
 
 def blocks(sound: Sound, count: int) -> Iterator[NDArray[Any]]:
     """The samples, up to `count` at a time, of shape (n, channels)."""
-    with wave.open(sound.path, "rb") as file:
-        nbytes = file.getsampwidth() * sound.channels
-        while data := file.readframes(count):
-            whole = len(data) // nbytes * nbytes  # a file may end within a frame
-            yield np.frombuffer(data[:whole], sound.dtype).reshape(-1, sound.channels)
+    # wave turns samples into the processor's byte order, and fails at a file that ends within a frame;
+    # it leaves the file at the first
+    with open(sound.path, "rb") as file, wave.open(file) as head:
+        nbytes, left = head.getsampwidth() * sound.channels, head.getnframes()
+        while len(data := file.read(min(count, left) * nbytes)) >= nbytes:
+            frames = len(data) // nbytes
+            left -= frames
+            yield np.frombuffer(data[: frames * nbytes], sound.dtype).reshape(-1, sound.channels)
