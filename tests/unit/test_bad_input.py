@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_strides_that_are_too_small_or_no_power_of_two(stride: Any) -> None:
 
 
 # s390x adds levels of page tables until 2^64 bytes have addresses: none that fits in an off_t lies beyond
-ends = pytest.mark.skipif(os.uname().machine == "s390x", reason="this processor's address space has no end")
+ends = pytest.mark.skipif(platform.machine() == "s390x", reason="this processor's address space has no end")
 
 
 @ends
@@ -305,9 +306,9 @@ def test_secret_memory_is_mirrored_and_populated_by_touching() -> None:
 
 def test_a_perf_ring_is_refused() -> None:
     attributes = bytearray(128)
-    attributes[0:4] = (1).to_bytes(4, "little")  # PERF_TYPE_SOFTWARE
-    attributes[4:8] = (128).to_bytes(4, "little")
-    attributes[8:16] = (9).to_bytes(8, "little")  # PERF_COUNT_SW_DUMMY
+    attributes[0:4] = (1).to_bytes(4, sys.byteorder)  # PERF_TYPE_SOFTWARE
+    attributes[4:8] = (128).to_bytes(4, sys.byteorder)
+    attributes[8:16] = (9).to_bytes(8, sys.byteorder)  # PERF_COUNT_SW_DUMMY
     fd = syscall(SYS_PERF_EVENT_OPEN, (ctypes.c_ubyte * 128).from_buffer(attributes), 0, -1, -1, 0)
     try:
         with Raw(3 * PAGE, flags=1, fd=fd) as ring:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 import mirrormap as mm
@@ -28,7 +27,7 @@ def heap(request: pytest.FixtureRequest, mode: dict[str, Any]) -> Iterator[mm.He
 def numbered(heap: mm.Heap, number: int, nrefs: int) -> mm.Ref:
     ref = heap.new(8 + number % 500, nrefs)
     with ref.writable() as array:
-        array[:8].view("i8")[0] = number
+        array[:8].view("<i8")[0] = number
     return ref
 
 
@@ -118,7 +117,7 @@ def test_a_graph_that_is_mutated_at_random(heap: mm.Heap, seed: int) -> None:
         assert heap.verify().objects == len(alive)
         assert {at for at, reference in weak.items() if reference() is not None} == alive
         for at, array in pinned.items():
-            assert array[:8].view(np.int64)[0] == at
+            assert array[:8].view("<i8")[0] == at
         for at in alive:
             ref = weak[at]()
             assert ref is not None

@@ -153,7 +153,7 @@ def test_fields_of_another_class_are_refused(heap: mm.Heap, node: Any) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"a": "O"}, {"a": "S5"}, {"a": "f2"}, {"a": "c16"}, {"a": ">i8"}, {"a": "M8[s]"}, {"a": "(2,)i4"},
+    [{"a": "O"}, {"a": "S5"}, {"a": "f2"}, {"a": "c16"}, {"a": np.dtype("i8").newbyteorder()}, {"a": "M8[s]"}, {"a": "(2,)i4"},
      {"a": [("b", "i4")]}, {"a": "no such"}, {"a": str}, {"a": mm.Heap}, {"a": 5}],
 )  # fmt: skip
 def test_what_is_no_field(heap: mm.Heap, fields: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def numbered(heap: mm.Heap, count: int, nrefs: int, nbytes: int = 8) -> list[mm.
     for at in range(count):
         ref = heap.new(nbytes, nrefs)
         with ref.writable() as array:
-            array[:8].view("i8")[0] = at
+            array[:8].view("<i8")[0] = at
         refs.append(ref)
     return refs
 

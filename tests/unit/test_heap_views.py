@@ -162,7 +162,8 @@ def followed(script: str) -> tuple[str, int]:
 def test_it_dies_in_the_view_of_the_stale_colour() -> None:
     told, address = followed(STALE.replace("GUARD", "True"))
     first, stale, shift = map(int, told.split())
-    assert address == first + stale
+    told_in = PAGE if os.uname().machine == "s390x" else 1  # there a fault tells its page only
+    assert address == (first + stale) // told_in * told_in
     assert first + (stale >> shift << shift) <= address < first + ((stale >> shift) + 1 << shift)
 
 
