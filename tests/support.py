@@ -335,9 +335,11 @@ def _pages_in_use(pool: Path) -> int:
 
 
 def give_back_huge_pages() -> None:
-    """Every pool as it was found. Pages that are still in use go with this process."""
-    for pool, count in _initial.items():
-        pool.write_text(str(count))
+    """Every pool as it was found, once nobody else counts on it. Pages that are still in use go with this process."""
+    if _initial:
+        with pools_alone():
+            for pool, count in _initial.items():
+                pool.write_text(str(count))
 
 
 @contextlib.contextmanager
