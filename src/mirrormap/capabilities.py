@@ -25,12 +25,11 @@ from mirrormap.population import populates_by_madvise
 from mirrormap.remap import page_moved
 from mirrormap.units import format_nbytes
 
-# a gigabyte takes half a second to zero, and others may miss it: larger pages are mapped, not filled
-_LITTLE_NBYTES: Final = 64 << 20
-
 __all__ = ["Capabilities", "Check", "probe"]
 
 _MARK = b"mirrormap"
+# a gigabyte takes half a second to zero, and others may miss it: larger pages are mapped, not filled
+_LITTLE_NBYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,13 +45,13 @@ def test_it_grows_under_live_views(heap: mm.Heap) -> None:
 
 
 def test_what_it_is(heap: mm.Heap) -> None:
-    dtype = np.dtype([("a", "i2"), ("b", "S3")])
-    array = heap.array(dtype)
+    array = heap.array([("a", "i2"), ("b", "S3")])
     array.append((1, b"x"))
     array.extend([(2, b"y"), (3, b"z")])
     assert (len(array), array.nbytes, array.dtype.names) == (3, 15, ("a", "b"))
     assert np.asarray(array)["a"].tolist() == [1, 2, 3]
-    assert repr(array) == f"<HeapArray 3 of {dtype}, 15 B>"
+    order = {"little": "<", "big": ">"}[sys.byteorder]
+    assert repr(array) == f"<HeapArray 3 of [('a', '{order}i2'), ('b', 'S3')], 15 B>"
     assert heap.array().dtype == np.float64
     assert heap.array("i4").array.shape == (0,)
 
